@@ -1,0 +1,106 @@
+"""One step's work, ragged: which tokens of which sequences are computed, and where their context lies.
+
+Decode, chunked prefill, prefix hits and multi-token verification are the same call with other numbers: sequence b
+brings `query_len[b]` new tokens, which are the last of the `context_len[b]` tokens it can see. Lengths may be zero.
+Built from plain Python lists by the engine; knows no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from latentkv.errors import ShapeError, sentence
+
+# A page-table slot that no token uses holds this, so that reading it fails loudly instead of reading page 0.
+UNUSED_PAGE = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A ragged batch over B sequences with T new tokens in all.
+
+    query_start: [B+1] int64, row of each sequence's first new token, query_start[B] == T
+    context_len: [B] int64, tokens visible to the sequence's last new token, the new ones included
+    page_table:  [B, max_pages] int32, pages of each sequence in order; slots past its context are never read
+    positions:   [T] int64, position of each new token in its sequence
+    slots:       [T] int64, row of the cache each new token is written to: page * page_tokens + offset
+    page_tokens: rows in a page
+    """
+
+    query_start: Tensor
+    context_len: Tensor
+    page_table: Tensor
+    positions: Tensor
+    slots: Tensor
+    page_tokens: int
+
+    @property
+    def num_sequences(self) -> int:
+        return self.context_len.numel()
+
+    @property
+    def num_tokens(self) -> int:
+        return self.positions.numel()
+
+    @cached_property
+    def lengths(self) -> tuple[tuple[int, int], ...]:
+        """(query_len, context_len) of every sequence as Python numbers; what a plan is made for."""
+        start = self.query_start.tolist()
+        return tuple(
+            (stop - begin, context)
+            for begin, stop, context in zip(start, start[1:], self.context_len.tolist(), strict=False)
+        )
+
+    @staticmethod
+    def build(
+        *,
+        query_lens: Sequence[int],
+        context_lens: Sequence[int],
+        pages: Sequence[Sequence[int]],
+        page_tokens: int,
+    ) -> Batch:
+        """A batch from Python lists; positions and slots follow from them.
+
+        Raises ShapeError when the lists disagree, a sequence sees fewer tokens than it brings, or has too few pages.
+        """
+        if not len(query_lens) == len(context_lens) == len(pages):
+            raise ShapeError(
+                sentence(
+                    "query_lens, context_lens and pages",
+                    expected="the same number of sequences",
+                    got=f"{len(query_lens)}, {len(context_lens)} and {len(pages)}",
+                )
+            )
+        query_start = [0]
+        positions: list[int] = []
+        slots: list[int] = []
+        for index, (query, context, table) in enumerate(zip(query_lens, context_lens, pages, strict=True)):
+            _check_sequence(index, query, context, len(table) * page_tokens)
+            new = range(context - query, context)
+            positions.extend(new)
+            slots.extend(table[p // page_tokens] * page_tokens + p % page_tokens for p in new)
+            query_start.append(query_start[-1] + query)
+        width = max((len(table) for table in pages), default=0)
+        padded = [[*table, *[UNUSED_PAGE] * (width - len(table))] for table in pages]
+        return Batch(
+            query_start=torch.tensor(query_start, dtype=torch.int64),
+            context_len=torch.tensor(list(context_lens), dtype=torch.int64),
+            page_table=torch.tensor(padded, dtype=torch.int32).reshape(len(pages), width),
+            positions=torch.tensor(positions, dtype=torch.int64),
+            slots=torch.tensor(slots, dtype=torch.int64),
+            page_tokens=page_tokens,
+        )
+
+
+def _check_sequence(index: int, query: int, context: int, room: int) -> None:
+    if not 0 <= query <= context:
+        raise ShapeError(
+            sentence(f"context_lens[{index}]", expected=f"at least its {query} new tokens (and those >= 0)", got=context)
+        )
+    if context > room:
+        raise ShapeError(sentence(f"pages[{index}]", expected=f"room for {context} tokens", got=f"room for {room}"))

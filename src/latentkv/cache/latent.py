@@ -1,0 +1,70 @@
+"""The cache's tensors: pages of rows for every layer, and reading and writing rows by slot.
+
+Which pages belong to whom is not known here (see cache/pages.py); a slot is `page * page_tokens + offset`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from latentkv.cache.codec import TORCH_DTYPE, decode_rows, encode_rows
+from latentkv.cache.layout import CacheLayout, RowLayout
+from latentkv.errors import OptionError, sentence
+
+
+@dataclass(frozen=True)
+class LayerCache:
+    """One layer's pages.
+
+    rows: [pages, page_tokens, row_elements] in the layout's storage dtype; a view of the cache, written in place
+    """
+
+    rows: Tensor
+    layout: RowLayout
+
+    @property
+    def page_tokens(self) -> int:
+        return self.rows.shape[1]
+
+    def write(self, slots: Tensor, parts: Mapping[str, Tensor]) -> None:
+        """Encode one tensor [T, elements] per row part and store row t at slots[t] ([T] int64). Mutates the cache."""
+        self.rows.view(-1, self.layout.row_elements)[slots] = encode_rows(self.layout, parts)
+
+    def read(self, slots: Tensor) -> dict[str, Tensor]:
+        """The rows at slots [S] int64, decoded: one float32 tensor [S, elements] per part."""
+        return decode_rows(self.layout, self.rows.view(-1, self.layout.row_elements)[slots])
+
+
+class LatentCache:
+    """`num_pages` pages for every layer of a model, allocated at once and never grown.
+
+    storage: [layers, pages, page_tokens, row_elements], uninitialised: nothing may read a row before it is written
+    """
+
+    def __init__(self, layout: CacheLayout, num_pages: int, *, device: torch.device | str = "cpu") -> None:
+        if num_pages < 1:
+            raise OptionError(sentence("num_pages", expected="1 or more", got=num_pages))
+        self.layout = layout
+        self.num_pages = num_pages
+        self.storage = torch.empty(
+            (layout.num_hidden_layers, num_pages, layout.page_tokens, layout.row.row_elements),
+            dtype=TORCH_DTYPE[layout.row.storage_dtype],
+            device=device,
+        )
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes really allocated."""
+        return self.storage.numel() * self.storage.element_size()
+
+    def layer(self, index: int) -> LayerCache:
+        """The pages of layer `index`."""
+        return LayerCache(self.storage[index], self.layout.row)
+
+    def copy_pages(self, source: Sequence[int], target: Sequence[int]) -> None:
+        """Copy whole pages in every layer (copy-on-write of a shared page). Mutates the target pages."""
+        self.storage[:, list(target)] = self.storage[:, list(source)]

@@ -1,0 +1,1 @@
+"""Checkpoints of other attention turned into MLA."""

@@ -1,0 +1,1 @@
+"""Many requests, one model: state, scheduler, sampler, runner, engine."""

@@ -1,0 +1,33 @@
+"""The environment variables latentkv reads, all of them, in one table (docs/environment.md is made from it).
+
+Values are read when they are needed, never at import, and a value that cannot be used is an error rather than a
+silent default.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """One environment variable: its name, what it takes, and what it does."""
+
+    name: str
+    takes: str
+    meaning: str
+
+
+VARIABLES = (
+    Variable(
+        "LATENTKV_ISA",
+        "baseline | avx2 | avx512",
+        "Force this instruction set for the native kernels; a name that this build or CPU does not have is an error.",
+    ),
+)
+
+
+def isa() -> str | None:
+    """The forced instruction set, or None for the best one the CPU has."""
+    return os.environ.get("LATENTKV_ISA") or None

@@ -1,0 +1,1 @@
+"""What several test files share: the comparer, hostile inputs and the float64 reference."""

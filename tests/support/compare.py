@@ -1,0 +1,105 @@
+"""The one comparer of numbers, and the one table of tolerances. Nothing else in the tests compares with a tolerance.
+
+`actual` is what latentkv computed; `expected` is a reference, float64 wherever one can be had. In this order: shape and
+dtype, then where NaN and infinity stand, then every element (absolute or relative), then the cosine of the whole. The
+cosine finds what the elements cannot: a small error that points everywhere in the same direction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """How far `actual` may lie from `expected`.
+
+    An element passes when |actual - expected| <= max(absolute, relative * |expected|, of_max * max |expected|).
+    dtype:  what `actual` must have; None means the dtype of `expected`
+    cosine: bound on 1 - cos(actual, expected) over all finite elements; None means the elements alone decide
+    """
+
+    dtype: torch.dtype | None
+    absolute: float = 0.0
+    relative: float = 0.0
+    of_max: float = 0.0
+    cosine: float | None = None
+
+
+# Where the numbers come from. u = 2**-24 is the rounding of float32, 2**-9 that of bfloat16. Test data is unit normal,
+# so that scores and outputs are of order 1, and sums have K <= 2048 terms.
+TOLERANCES = {
+    # Copies, permutations and integer-valued arithmetic have no rounding.
+    "exact": Tolerance(dtype=None),
+    # A sum of K products drifts by about u * sqrt(K) = 2.7e-6. Four of them follow each other (absorption, scores,
+    # weighted sum, up-projection): 1.1e-5 at worst, usually a tenth. The whole result's relative error is the root mean
+    # square, at most 4.5e-6, and 1 - cos = error² / 2 = 1e-11.
+    "float32": Tolerance(dtype=torch.float32, absolute=1e-5, relative=1e-5, cosine=1e-11),
+    # Computed in float32 from exactly these inputs and rounded once: 2**-9 of the element, doubled for a value whose
+    # float32 error carries it over a rounding boundary; near zero float32's own error remains. The root mean square of
+    # the rounding is below 2**-9, and (2**-9)² / 2 = 1.9e-6.
+    "bfloat16": Tolerance(dtype=torch.bfloat16, absolute=1e-5, relative=2**-8, cosine=1.9e-6),
+    # The error of an LSE is a weighted mean of score errors (u * sqrt(K) each, 2.7e-6) plus the logarithm's rounding,
+    # u * |lse|; scores far above 1 bring an error in proportion, 16 u = 1e-6 of the LSE.
+    "lse": Tolerance(dtype=torch.float32, absolute=1e-5, relative=1e-6, cosine=1e-11),
+    # The promise to users: float32 logits differ from transformers' by at most 1e-4 of the largest logit, over whole
+    # models whose both sides round in float32. (1e-4)² / 2 = 5e-9 for the whole.
+    "logits": Tolerance(dtype=torch.float32, of_max=1e-4, cosine=5e-9),
+}
+
+
+def assert_close(actual: Tensor, expected: Tensor, *, tolerance: str | Tolerance) -> None:
+    """Fail unless `actual` equals `expected` within a tolerance of the table (by name) or a given one.
+
+    The message tells the worst element's position, both its values, and the share of elements that are wrong.
+    """
+    rule = TOLERANCES[tolerance] if isinstance(tolerance, str) else tolerance
+    wanted = expected.dtype if rule.dtype is None else rule.dtype
+    assert actual.shape == expected.shape, f"shape: expected {list(expected.shape)}, got {list(actual.shape)}"
+    assert actual.dtype == wanted, f"dtype: expected {wanted}, got {actual.dtype}"
+    got, want = actual.detach().double(), expected.detach().double()
+    _assert_same_mask("NaN", got.isnan(), want.isnan(), got, want)
+    _assert_same_mask("+inf", got == torch.inf, want == torch.inf, got, want)
+    _assert_same_mask("-inf", got == -torch.inf, want == -torch.inf, got, want)
+    finite = want.isfinite()
+    if finite.any():
+        _assert_elements(got, want, finite, rule)
+        _assert_cosine(got[finite], want[finite], rule)
+
+
+def _assert_same_mask(name: str, got_mask: Tensor, want_mask: Tensor, got: Tensor, want: Tensor) -> None:
+    differ = got_mask != want_mask
+    if not differ.any():
+        return
+    where = tuple(differ.nonzero()[0].tolist())
+    raise AssertionError(
+        f"{name} differs at {int(differ.sum())} of {differ.numel()} elements, first at {where}: "
+        f"expected {want[where].item()!r}, got {got[where].item()!r}"
+    )
+
+
+def _assert_elements(got: Tensor, want: Tensor, finite: Tensor, rule: Tolerance) -> None:
+    error = torch.where(finite, (got - want).abs(), 0.0)
+    largest = want[finite].abs().max().item()
+    allowed = torch.where(finite, want.abs() * rule.relative, 0.0).clamp(min=max(rule.absolute, rule.of_max * largest))
+    excess = error - allowed
+    bad = excess > 0
+    if not bad.any():
+        return
+    where = tuple(int(i) for i in torch.unravel_index(excess.argmax(), excess.shape))
+    raise AssertionError(
+        f"{int(bad.sum())} of {bad.numel()} elements ({bad.double().mean().item():.2%}) are wrong, worst at {where}: "
+        f"expected {want[where].item()!r}, got {got[where].item()!r}, "
+        f"error {error[where].item():.3e} > {allowed[where].item():.3e} allowed"
+    )
+
+
+def _assert_cosine(got: Tensor, want: Tensor, rule: Tolerance) -> None:
+    size = got.norm() * want.norm()
+    if rule.cosine is None or size == 0:
+        return
+    difference = 1.0 - (torch.dot(got, want) / size).item()
+    assert difference <= rule.cosine, f"1 - cosine is {difference:.3e} > {rule.cosine:.3e} allowed: a systematic error"

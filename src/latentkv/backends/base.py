@@ -10,21 +10,10 @@ from torch import Tensor
 from latentkv.cache.batch import Batch
 from latentkv.cache.latent import LayerCache
 from latentkv.errors import StalePlanError
+from latentkv.ops.absorb import UpProjection
 
 Form = Literal["auto", "latent", "head"]
 Kind = Literal["mla", "absorbed", "kv"]
-
-
-@dataclass(frozen=True)
-class UpProjection:
-    """The two halves of W_UKV, per head (DeepSeek-V2, equations 9 to 11): what absorption multiplies queries and outputs with.
-
-    w_uk: [H, N, L] key half:   k_nope = c @ w_ukᵀ
-    w_uv: [H, V, L] value half: v = c @ w_uvᵀ
-    """
-
-    w_uk: Tensor
-    w_uv: Tensor
 
 
 @dataclass(frozen=True, slots=True)

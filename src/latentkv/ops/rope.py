@@ -1,0 +1,54 @@
+"""Rotary position embedding (Su et al., arXiv:2104.09864, section 3.4): the rotation itself, for any frequencies.
+
+How a configuration's scaling (YaRN, llama3, LongRoPE, ...) changes the frequencies is in ops/rope_scaling.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from latentkv.errors import ShapeError, sentence
+
+
+@dataclass(frozen=True)
+class Rope:
+    """A rotation of R dimensions, R/2 pairs, each with its own frequency.
+
+    inverse_frequencies: [R/2] float64, radians per position of each pair
+    interleaved: pairs are dimensions (2i, 2i+1), as DeepSeek stores them; otherwise (i, i + R/2), as Llama does
+    magnitude: factor on cosine and sine (YaRN's and LongRoPE's attention factor); 1 without scaling
+    """
+
+    inverse_frequencies: Tensor
+    interleaved: bool
+    magnitude: float = 1.0
+
+    def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine, each [T, R/2] float32, of positions [T] int64.
+
+        The product of position and frequency is taken in float64: in float32 it is off by 0.006 rad at position 100k.
+        """
+        angle = positions.double()[:, None] * self.inverse_frequencies.to(positions.device)
+        return (angle.cos() * self.magnitude).float(), (angle.sin() * self.magnitude).float()
+
+
+def rotate(x: Tensor, angles: tuple[Tensor, Tensor], *, interleaved: bool) -> Tensor:
+    """Rotate the last dimension of x by each token's angles, computed in float32.
+
+    x:      [T, ..., R] any float dtype, read only; each vector of R is rotated alike
+    angles: cosine and sine [T, R/2] float32
+    Returns a new tensor like x. Raises ShapeError when R is odd or does not fit the angles.
+    """
+    cos, sin = angles
+    if x.shape[-1] != 2 * cos.shape[-1] or x.shape[0] != cos.shape[0]:
+        raise ShapeError(sentence("x", expected=f"[{cos.shape[0]}, ..., {2 * cos.shape[-1]}]", got=list(x.shape)))
+    middle = (1,) * (x.ndim - 2)
+    cos = cos.view(cos.shape[0], *middle, -1)
+    sin = sin.view(sin.shape[0], *middle, -1)
+    wide = x.float()
+    first, second = (wide[..., 0::2], wide[..., 1::2]) if interleaved else wide.chunk(2, dim=-1)
+    turned = (first * cos - second * sin, second * cos + first * sin)
+    return (torch.stack(turned, dim=-1).flatten(-2) if interleaved else torch.cat(turned, dim=-1)).to(x.dtype)

@@ -1,0 +1,7 @@
+"""Tensors of a checkpoint under their Hugging Face names, whatever file they are stored in."""
+
+from latentkv.models.weights.reader import TensorReader
+from latentkv.models.weights.safetensors_source import SafetensorsSource
+from latentkv.models.weights.source import WeightSource
+
+__all__ = ["SafetensorsSource", "TensorReader", "WeightSource"]

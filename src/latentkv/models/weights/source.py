@@ -1,0 +1,29 @@
+"""What the model code may ask of a checkpoint: names, shapes, tensors; never which file format they are in."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class WeightSource(Protocol):
+    """Tensors under the names of the original Hugging Face checkpoint (experts one by one, never stacked)."""
+
+    @property
+    def description(self) -> str:
+        """The file or folder, for error messages."""
+
+    def names(self) -> frozenset[str]:
+        """Every tensor the checkpoint holds."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The tensor's shape, without reading its data. Raises CheckpointError for an unknown name."""
+
+    def get(self, name: str, *, dtype: torch.dtype | None) -> Tensor:
+        """The tensor in `dtype`; None keeps the stored one (float32 for quantised data).
+
+        A view of the mapped file, without a copy, when the dtype already matches: treat it as read only. Raises
+        CheckpointError for an unknown name, UnsupportedModelError for a storage that cannot be decoded.
+        """

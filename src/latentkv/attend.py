@@ -102,12 +102,15 @@ def request_for(
 
 def _kv_sizes(cache: LayerCache, up: UpProjection | None, heads: int, width: int, form: Form) -> dict[str, Any]:
     if up is not None or form != "auto":
-        raise ShapeError(sentence("up and form", expected="None and 'auto' for key/value rows", got=f"{form!r}"))
+        got = f"{'None' if up is None else 'an up-projection'} and {form!r}"
+        raise ShapeError(sentence("up and form", expected="None and 'auto' for key/value rows", got=got))
     key, value = cache.layout.part("key").elements, cache.layout.part("value").elements
-    if not width or key % width or heads % (key // width):
+    if not width or key % width or heads % (key // width) or value % (key // width):
         raise ShapeError(
             sentence(
-                "query", expected=f"[T, H, D] with G*D == {key} and H a multiple of G", got=f"[T, {heads}, {width}]"
+                "query",
+                expected=f"[T, H, D] with G*D == {key}, G*V == {value} and H a multiple of G",
+                got=f"[T, {heads}, {width}]",
             )
         )
     groups = key // width
@@ -125,7 +128,10 @@ def _mla_sizes(cache: LayerCache, up: UpProjection | None, heads: int, width: in
         nope = _check_up(up, heads, latent)
         sizes = {"kind": "mla", "qk_nope_head_dim": nope, "v_head_dim": up.w_uv.shape[1]}
     query_rope = width - nope
-    fits = query_rope == rope if query_rope <= 0 else rope % query_rope == 0 and heads % max(1, rope // query_rope) == 0
+    if query_rope <= 0 or rope == 0:
+        fits = query_rope == rope
+    else:
+        fits = rope % query_rope == 0 and heads % (rope // query_rope) == 0
     if not fits:
         what = "L" if up is None else "N"
         raise ShapeError(

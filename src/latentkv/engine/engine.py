@@ -1,0 +1,305 @@
+"""Many requests, one model: takes requests, computes them step by step, hands back what each step added.
+
+The loop is `schedule, run, sample, commit`. An engine keeps everything it knows in itself: any number of them can live
+in one process. It is not thread-safe; call it from one thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence as Many
+from dataclasses import dataclass, replace
+from itertools import count
+
+import torch
+
+from latentkv.cache.latent import LatentCache
+from latentkv.cache.layout import DEFAULT_PAGE_TOKENS, CacheLayout, layout_for
+from latentkv.cache.pages import PageAccountingError, PageAllocator
+from latentkv.cache.prefix import PrefixIndex
+from latentkv.engine.output import EngineStats, Output, Timings
+from latentkv.engine.runner import Model, run_step
+from latentkv.engine.sampler import Row, Sampled, make_generator, sample
+from latentkv.engine.sampling_params import SamplingParams
+from latentkv.engine.scheduler import Limits, Scheduler
+from latentkv.engine.state import Chunk, Request, Sequence, Step
+from latentkv.engine.text import OutputText, StopMatcher, Tokenizer
+from latentkv.errors import CapacityError, OptionError, TokenizerError, sentence
+
+DEFAULT_CACHE_TOKENS = 32768
+DEFAULT_CACHE_BYTES = 2 * 1024**3
+
+
+@dataclass(slots=True)
+class _Live:
+    """A request that runs, with what only the engine needs of it; times in seconds."""
+
+    sequence: Sequence
+    text: OutputText
+    generator: torch.Generator
+    end_token_ids: tuple[int, ...]
+    submitted: float
+    started: float | None = None
+    first_token: float | None = None
+
+    def row(self) -> Row:
+        sequence = self.sequence
+        early = sequence.output_tokens < sequence.request.params.min_tokens
+        return Row(
+            params=sequence.request.params,
+            prompt_ids=sequence.request.prompt_token_ids,
+            output_ids=sequence.output_token_ids,
+            banned_ids=self.end_token_ids if early else (),
+            generator=self.generator,
+        )
+
+    def timings(self, now: float) -> Timings:
+        started = self.started if self.started is not None else now
+        first = self.first_token if self.first_token is not None else now
+        return Timings((started - self.submitted) * 1e3, (first - started) * 1e3, (now - first) * 1e3)
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """Counts of steps done."""
+
+    steps: int = 0
+    prefill_tokens: int = 0
+    decode_tokens: int = 0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+    def plus(self, step: Step, seconds: float) -> _Work:
+        decoded = sum(chunk.count for chunk in step.chunks if chunk.decodes)
+        share = seconds * decoded / step.num_tokens
+        return _Work(
+            self.steps + 1,
+            self.prefill_tokens + step.num_tokens - decoded,
+            self.decode_tokens + decoded,
+            self.prefill_seconds + seconds - share,
+            self.decode_seconds + share,
+        )
+
+
+class Engine:
+    """Continuous batching over one model.
+
+    tokenizer:           needed for prompts and output as text; without one, both are token ids only
+    cache_format:        "bf16" or "f32", how rows are stored
+    page_tokens:         tokens in a page, a power of two from 1 to 256
+    cache_tokens:        tokens the cache holds for all requests together, rounded up to pages; the default is 32768, or
+                         as many as fit in 2 GiB. The memory is claimed from the system as it is first used.
+    max_batch_tokens:    most tokens computed in one step; longer prompts are computed in chunks
+    max_batch_sequences: most requests computed at once
+    prefix_cache:        reuse pages of earlier prompts and outputs that begin the same
+
+    Raises OptionError for a value outside its range.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Tokenizer | None = None,
+        *,
+        cache_format: str = "bf16",
+        page_tokens: int = DEFAULT_PAGE_TOKENS,
+        cache_tokens: int | None = None,
+        max_batch_tokens: int = 2048,
+        max_batch_sequences: int = 64,
+        prefix_cache: bool = True,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self._limits = Limits(max_batch_tokens=max_batch_tokens, max_batch_sequences=max_batch_sequences)
+        layout = layout_for(model.geometry, cache_format, page_tokens=page_tokens)
+        self._cache = LatentCache(layout, _pool_pages(layout, cache_tokens), device=model.device)
+        self._prefix_cache = prefix_cache
+        self._scheduler = self._make_scheduler()
+        self._live: dict[str, _Live] = {}
+        self._numbers = count()
+        self._work = _Work()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a request is waiting or running."""
+        return self._scheduler.has_work
+
+    def add_request(
+        self, prompt: str | Many[int], params: SamplingParams | None = None, *, request_id: str | None = None
+    ) -> str:
+        """Queue a prompt (text, or token ids taken as they are); returns the request's id.
+
+        Raises OptionError for an empty prompt, unknown token ids or an id in use, TokenizerError for text without a
+        tokenizer, CapacityError for a prompt that is longer than the model's context or the cache.
+        """
+        params = params if params is not None else SamplingParams()
+        name = request_id if request_id is not None else self._new_id()
+        if name in self._live:
+            raise OptionError(sentence("request_id", expected="one that no live request has", got=repr(name)))
+        token_ids = self.encode(prompt)
+        self._check_params(params)
+        ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.model.eos_token_ids)
+        sequence = Sequence(
+            Request(name, token_ids, params),
+            limit_tokens=min(len(token_ids) + params.max_tokens, self.model.max_position_embeddings),
+            stop_token_ids=ends,
+        )
+        self._scheduler.add(sequence)
+        self._live[name] = _Live(
+            sequence,
+            OutputText(
+                self.tokenizer.stream() if self.tokenizer is not None else None,
+                StopMatcher(params.stop_strings),
+                unstoppable_tokens=params.min_tokens,
+            ),
+            make_generator(params.seed),
+            tuple(sorted(ends)),
+            time.perf_counter(),
+        )
+        return name
+
+    def encode(self, prompt: str | Many[int]) -> tuple[int, ...]:
+        """The token ids of a prompt, checked; raises what `add_request` raises for it."""
+        if isinstance(prompt, str):
+            if self.tokenizer is None:
+                raise TokenizerError("this engine has no tokenizer: give prompts as token ids, or give it a tokenizer.")
+            token_ids = tuple(self.tokenizer.encode(prompt))
+        else:
+            token_ids = tuple(prompt)
+        if not token_ids:
+            raise OptionError(sentence("prompt", expected="at least one token", got="none"))
+        for token_id in token_ids:
+            self._check_token_id("prompt", token_id)
+        context = self.model.max_position_embeddings
+        if len(token_ids) >= context:
+            raise CapacityError(
+                sentence(
+                    "prompt",
+                    expected=f"at most {context - 1} tokens (the model's context is {context}, and one is for output)",
+                    got=len(token_ids),
+                    remedy="Shorten the prompt.",
+                )
+            )
+        return token_ids
+
+    def step(self) -> list[Output]:
+        """Compute one step; what it added, for each request that got a token. Empty without work."""
+        begin = time.perf_counter()
+        step = self._scheduler.schedule()
+        if not step.chunks:
+            return []
+        for chunk in step.chunks:
+            live = self._live[chunk.sequence.id]
+            live.started = live.started if live.started is not None else begin
+        logits = run_step(self.model, self._cache, step)
+        sampled = sample(logits, [self._live[chunk.sequence.id].row() for chunk in step.sampling])
+        self._scheduler.commit(step, [token.token_id for token in sampled])
+        now = time.perf_counter()
+        self._work = self._work.plus(step, now - begin)
+        return [self._output(chunk, token, now) for chunk, token in zip(step.sampling, sampled, strict=True)]
+
+    def abort(self, request_id: str) -> bool:
+        """End a request now and free its pages; False if no such request is alive. It has no further output."""
+        live = self._live.pop(request_id, None)
+        if live is None:
+            return False
+        self._scheduler.finish(live.sequence, "abort")
+        return True
+
+    def recover(self) -> None:
+        """Abort everything after an interruption at an unknown point, a KeyboardInterrupt for instance.
+
+        Cached prefixes stay if the books still agree, and are dropped if the interruption fell into an update.
+        """
+        try:
+            for request_id in list(self._live):
+                self.abort(request_id)
+            self._scheduler.check()
+        except (PageAccountingError, ValueError):
+            self._live.clear()
+            done = self._scheduler
+            self._scheduler = self._make_scheduler()
+            self._scheduler.preemptions, self._scheduler.reused_tokens = done.preemptions, done.reused_tokens
+
+    def is_live(self, request_id: str) -> bool:
+        """Whether the request is waiting or running."""
+        return request_id in self._live
+
+    def stats(self) -> EngineStats:
+        """Counts since the engine was made, and the state of its pages now."""
+        work, scheduler, pages = self._work, self._scheduler, self._scheduler.pages
+        return EngineStats(
+            steps=work.steps,
+            prefill_tokens=work.prefill_tokens,
+            decode_tokens=work.decode_tokens,
+            prefill_seconds=work.prefill_seconds,
+            decode_seconds=work.decode_seconds,
+            reused_tokens=scheduler.reused_tokens,
+            preemptions=scheduler.preemptions,
+            waiting=len(scheduler.waiting),
+            running=len(scheduler.running),
+            free_pages=pages.free_pages,
+            held_pages=pages.held_pages,
+            cached_pages=pages.cached_pages,
+            cache_bytes=self._cache.size_bytes,
+            bytes_per_token=self._cache.layout.bytes_per_token,
+        )
+
+    def check(self) -> None:
+        """Raise PageAccountingError unless pages, requests and the prefix index agree."""
+        self._scheduler.check()
+
+    def _make_scheduler(self) -> Scheduler:
+        layout = self._cache.layout
+        prefix = None
+        if self._prefix_cache:
+            owner = f"{layout.row.format}/{layout.page_tokens}/".encode() + self.model.identity
+            prefix = PrefixIndex(page_tokens=layout.page_tokens, identity=owner)
+        pages = PageAllocator(
+            self._cache.num_pages,
+            page_tokens=layout.page_tokens,
+            on_evict=prefix.forget if prefix is not None else None,
+        )
+        return Scheduler(pages, prefix, self._limits)
+
+    def _output(self, chunk: Chunk, token: Sampled, now: float) -> Output:
+        """What a sampled token adds to its request; stop strings are found here, and end it."""
+        sequence = chunk.sequence
+        live = self._live[sequence.id]
+        live.first_token = live.first_token if live.first_token is not None else now
+        reason = sequence.finish_reason
+        text = "" if reason == "stop" else live.text.push(token.token_id)
+        if reason is not None:
+            text += live.text.finish()
+        if live.text.stopped:
+            self._scheduler.finish(sequence, "stop")
+            reason = "stop"
+        output = Output(
+            sequence.id, (token.token_id,), text, (token.logprob,) if token.logprob is not None else (), reason
+        )
+        if reason is None:
+            return output
+        del self._live[sequence.id]
+        return replace(output, timings=live.timings(now))
+
+    def _new_id(self) -> str:
+        return next(name for number in self._numbers if (name := f"request-{number}") not in self._live)
+
+    def _check_params(self, params: SamplingParams) -> None:
+        for token_id in params.stop_token_ids:
+            self._check_token_id("stop_token_ids", token_id)
+        if params.stop_strings and self.tokenizer is None:
+            raise TokenizerError("stop strings need a tokenizer: use stop_token_ids, or give the engine a tokenizer.")
+
+    def _check_token_id(self, what: str, token_id: object) -> None:
+        if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < self.model.vocab_size:
+            expected = f"token ids from 0 to {self.model.vocab_size - 1}"
+            raise OptionError(sentence(what, expected=expected, got=repr(token_id)))
+
+
+def _pool_pages(layout: CacheLayout, cache_tokens: int | None) -> int:
+    if cache_tokens is None:
+        return max(1, min(layout.pages_for(DEFAULT_CACHE_TOKENS), DEFAULT_CACHE_BYTES // layout.page_bytes))
+    if isinstance(cache_tokens, bool) or not isinstance(cache_tokens, int) or cache_tokens < 1:
+        raise OptionError(sentence("cache_tokens", expected="1 or more", got=repr(cache_tokens)))
+    return layout.pages_for(cache_tokens)

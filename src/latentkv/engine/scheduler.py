@@ -1,0 +1,181 @@
+"""Which tokens the next step computes, and in which pages. Knows neither tensors nor text.
+
+Continuous batching: sequences that generate go first, then prompts in order of arrival, in chunks, as far as tokens,
+sequences and pages allow. When pages run out, the youngest running sequence goes back to the head of the queue and is
+computed again later; the oldest therefore always goes on, and `add` refuses what could not run even alone.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+
+from latentkv.cache.pages import PageAccountingError, PageAllocator
+from latentkv.cache.prefix import NO_MATCH, PrefixIndex
+from latentkv.engine.state import Chunk, FinishReason, Sequence, Status, Step
+from latentkv.errors import CapacityError, OptionError, sentence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How much one step may compute."""
+
+    max_batch_tokens: int = 2048
+    max_batch_sequences: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch_tokens", "max_batch_sequences"):
+            if getattr(self, name) < 1:
+                raise OptionError(sentence(name, expected="1 or more", got=getattr(self, name)))
+
+
+class Scheduler:
+    """Owns the queue, the running sequences (in order of arrival) and their pages."""
+
+    def __init__(self, pages: PageAllocator, prefix: PrefixIndex | None, limits: Limits) -> None:
+        self.pages = pages
+        self.prefix = prefix
+        self.limits = limits
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self.preemptions = 0
+        self.reused_tokens = 0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a sequence is waiting or running."""
+        return bool(self.waiting or self.running)
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence. Raises CapacityError when the pool is too small for it even alone."""
+        # The last token of a sequence is never fed back, so it needs no row.
+        needed = self.pages.pages_for(sequence.limit_tokens - 1)
+        if needed > self.pages.num_pages:
+            raise CapacityError(
+                sentence(
+                    f"prompt of {sequence.prompt_tokens} tokens with up to "
+                    f"{sequence.limit_tokens - sequence.prompt_tokens} tokens of output",
+                    expected=f"at most {self.pages.num_pages * self.pages.page_tokens} tokens in all (the page pool)",
+                    got=sequence.limit_tokens - 1,
+                    remedy="Lower max_tokens, shorten the prompt, or give the engine more cache_tokens.",
+                )
+            )
+        self.waiting.append(sequence)
+
+    def schedule(self) -> Step:
+        """Choose the next step; its chunks are empty only when there is no work."""
+        chunks: list[Chunk] = []
+        budget = self.limits.max_batch_tokens
+        preempted_before = self.preemptions
+        # At most the youngest running sequence is still in its prompt: order of arrival means decodes first.
+        for sequence in list(self.running):
+            if budget > 0 and sequence.status is Status.RUNNING and self._make_room(sequence, budget):
+                chunks.append(_chunk(sequence, budget))
+                budget -= chunks[-1].count
+        while budget > 0 and self.preemptions == preempted_before and self._admit_next():
+            chunks.append(_chunk(self.running[-1], budget))
+            budget -= chunks[-1].count
+        return Step(tuple(chunks))
+
+    def commit(self, step: Step, tokens: Many[int]) -> None:
+        """Take note that a step was computed and that `tokens` were sampled, one for each of `step.sampling`."""
+        sampled = dict(zip(step.sampling, tokens, strict=True))
+        for chunk in step.chunks:
+            sequence = chunk.sequence
+            if sequence.status is not Status.RUNNING:
+                continue  # aborted since the step was scheduled
+            sequence.computed = chunk.start + chunk.count
+            self._index(sequence)
+            if chunk.samples:
+                sequence.token_ids.append(sampled[chunk])
+                reason = sequence.reason_to_finish()
+                if reason is not None:
+                    self.finish(sequence, reason)
+
+    def finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        """End a sequence now, wherever it stands, and give its pages back; nothing happens to a finished one."""
+        if sequence.status is Status.FINISHED:
+            return
+        if sequence.status is Status.RUNNING:
+            self.running.remove(sequence)
+        else:
+            self.waiting.remove(sequence)
+        self._give_back(sequence)
+        sequence.status = Status.FINISHED
+        sequence.finish_reason = reason
+
+    def check(self) -> None:
+        """Raise PageAccountingError unless pages, sequences and the prefix index agree."""
+        self.pages.check()
+        holders = Counter(page for sequence in self.running for page in sequence.pages)
+        for page in range(self.pages.num_pages):
+            if self.pages.references(page) != holders[page]:
+                raise PageAccountingError(
+                    f"page {page}: {self.pages.references(page)} references, {holders[page]} sequences"
+                )
+        indexed = self.prefix.pages if self.prefix is not None else frozenset()
+        if indexed != self.pages.kept_pages:
+            raise PageAccountingError(f"{len(indexed)} pages indexed, {len(self.pages.kept_pages)} kept, not the same")
+
+    def _make_room(self, sequence: Sequence, budget: int) -> bool:
+        """Pages for the next chunk, preempting younger sequences; False when `sequence` itself had to go."""
+        short = self.pages.pages_for(sequence.computed + min(sequence.pending, budget)) - len(sequence.pages)
+        while short > self.pages.available_pages:
+            self._preempt(self.running[-1])
+            if sequence.status is not Status.RUNNING:
+                return False
+        sequence.pages += self.pages.allocate(max(short, 0))
+        return True
+
+    def _admit_next(self) -> bool:
+        """Start the head of the queue if all of its tokens fit now."""
+        if not self.waiting or len(self.running) >= self.limits.max_batch_sequences:
+            return False
+        sequence = self.waiting[0]
+        found = self.prefix.match(sequence.token_ids) if self.prefix is not None else NO_MATCH
+        needed = self.pages.pages_for(len(sequence.token_ids)) - len(found.pages)
+        self.pages.share(found.pages)
+        # One page is left for each running sequence, or the newcomer would soon be preempted for them.
+        if needed + len(self.running) > self.pages.available_pages:
+            self.pages.release(found.pages)
+            return False
+        self.waiting.popleft()
+        self.running.append(sequence)
+        sequence.pages = [*found.pages, *self.pages.allocate(needed)]
+        sequence.prefix = found.tail
+        sequence.computed = len(found.pages) * self.pages.page_tokens
+        sequence.status = Status.RUNNING
+        if sequence.preemptions == 0:
+            sequence.reused_tokens = sequence.computed
+            self.reused_tokens += sequence.computed
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self.waiting.appendleft(sequence)
+        self._give_back(sequence)
+        sequence.status = Status.WAITING
+        sequence.preemptions += 1
+        self.preemptions += 1
+
+    def _give_back(self, sequence: Sequence) -> None:
+        self.pages.release(sequence.pages)
+        sequence.pages = []
+        sequence.prefix = None
+        sequence.computed = 0
+
+    def _index(self, sequence: Sequence) -> None:
+        if self.prefix is None:
+            return
+        full = sequence.computed // self.pages.page_tokens
+        if full <= (sequence.prefix.depth if sequence.prefix is not None else 0):
+            return
+        inserted = self.prefix.insert(sequence.token_ids, sequence.pages[:full], after=sequence.prefix)
+        self.pages.keep(inserted.pages)
+        sequence.prefix = inserted.tail
+
+
+def _chunk(sequence: Sequence, budget: int) -> Chunk:
+    count = min(sequence.pending, budget)
+    return Chunk(sequence, start=sequence.computed, count=count, samples=count == sequence.pending)

@@ -1,7 +1,9 @@
 """Tensors of a checkpoint under their Hugging Face names, whatever file they are stored in."""
 
+from latentkv.models.weights.gguf_file import GGUFFile
+from latentkv.models.weights.gguf_source import GGUFSource
 from latentkv.models.weights.reader import TensorReader
 from latentkv.models.weights.safetensors_source import SafetensorsSource
 from latentkv.models.weights.source import WeightSource
 
-__all__ = ["SafetensorsSource", "TensorReader", "WeightSource"]
+__all__ = ["GGUFFile", "GGUFSource", "SafetensorsSource", "TensorReader", "WeightSource"]

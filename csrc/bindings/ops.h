@@ -1,0 +1,12 @@
+// One function per op: it adds a method to the Python class `Isa`, which checks the arguments and calls the kernel.
+#pragma once
+
+#include "bindings/array.h"
+#include "dispatch.h"
+
+namespace latentkv {
+
+void bind_rms_norm(nanobind::class_<Isa>& isa);
+void bind_write_rows(nanobind::class_<Isa>& isa);
+
+}  // namespace latentkv

@@ -1,0 +1,46 @@
+#include "bindings/ops.h"
+
+namespace latentkv {
+namespace nb = nanobind;
+namespace {
+
+constexpr std::initializer_list<DType> kFloats = {DType::f32, DType::bf16};
+
+// A matrix of x's shape and dtype.
+Matrix like(const Matrix& x, nb::handle object, const char* name) {
+  const Matrix matrix = matrix_of(object, name, kFloats);
+  if (matrix.dtype != x.dtype) throw Declined(std::string(name) + ": dtype differs from x");
+  if (matrix.rows != x.rows || matrix.cols != x.cols) refuse(name, "the shape of x", "another");
+  return matrix;
+}
+
+void rms_norm(const Isa& isa, nb::handle x, nb::handle weight, float eps, nb::handle out, nb::handle residual,
+              nb::handle sum) {
+  RmsNormParams p{};
+  p.x = matrix_of(x, "x", kFloats);
+  p.out = like(p.x, out, "out");
+  const Array w = vector_of(weight, "weight", kFloats);
+  expect_size("weight", p.x.cols, w.shape[0]);
+  if (w.shape[0] > 1 && w.stride[0] != 1) throw Declined("weight: strided");
+  if (residual.is_none() != sum.is_none()) refuse("residual and sum", "both or neither", "one");
+  if (!residual.is_none()) {
+    p.residual = like(p.x, residual, "residual");
+    p.sum = like(p.x, sum, "sum");
+  }
+  p.weight = w.data;
+  p.weight_dtype = w.dtype;
+  p.eps = eps;
+  if (p.x.rows == 0 || p.x.cols == 0) return;
+  nb::gil_scoped_release unlocked;
+  isa.kernels->rms_norm(p);
+}
+
+}  // namespace
+
+void bind_rms_norm(nb::class_<Isa>& isa) {
+  isa.def("rms_norm", &rms_norm, nb::arg("x"), nb::arg("weight"), nb::arg("eps"), nb::arg("out"),
+          nb::arg("residual").none() = nb::none(), nb::arg("sum").none() = nb::none(),
+          "out = rms_norm(x) * weight; with residual, sum = x + residual and out = rms_norm(sum) * weight.");
+}
+
+}  // namespace latentkv

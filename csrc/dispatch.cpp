@@ -1,0 +1,42 @@
+#include "dispatch.h"
+
+#include "cpu.h"
+
+namespace latentkv {
+
+namespace baseline {
+extern const Kernels kernels;
+}
+#if defined(__x86_64__)
+namespace avx2 {
+extern const Kernels kernels;
+}
+namespace avx2w16 {
+extern const Kernels kernels;
+}
+namespace avx512 {
+extern const Kernels kernels;
+}
+#endif
+
+namespace {
+
+// The first that the CPU has is the default. avx2w16 stands after baseline and so is never the default.
+constexpr Isa kIsas[] = {
+#if defined(__x86_64__)
+    {"avx512", kAvx2 | kFma | kF16c | kAvx512f | kAvx512bw | kAvx512vl | kAvx512dq, &avx512::kernels},
+    {"avx2", kAvx2 | kFma | kF16c, &avx2::kernels},
+#endif
+    {"baseline", 0, &baseline::kernels},
+#if defined(__x86_64__)
+    {"avx2w16", kAvx2 | kFma | kF16c, &avx2w16::kernels},
+#endif
+};
+
+}  // namespace
+
+std::span<const Isa> built_isas() { return kIsas; }
+
+bool runs_here(const Isa& isa) { return (cpu_bits() & isa.needs) == isa.needs; }
+
+}  // namespace latentkv

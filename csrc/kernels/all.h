@@ -1,0 +1,17 @@
+// Every kernel, gathered into the table of the including file's instruction set. LATENTKV_ISA names it, LATENTKV_WIDTH is
+// the number of floats in its vectors.
+#pragma once
+
+#include "kernels/rms_norm.h"
+#include "kernels/write_rows.h"
+#include "table.h"
+
+namespace latentkv::LATENTKV_ISA {
+
+extern const Kernels kernels;
+constinit const Kernels kernels = {
+    .rms_norm = rms_norm<LATENTKV_WIDTH>,
+    .write_rows = write_rows<LATENTKV_WIDTH>,
+};
+
+}  // namespace latentkv::LATENTKV_ISA

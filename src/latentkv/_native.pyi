@@ -1,0 +1,19 @@
+"""The native extension (csrc/module.cpp). Arrays are anything with DLPack in CPU memory."""
+
+from typing import Any
+
+class DeclinedError(Exception):
+    """The kernel does not take such an array (dtype, device or strides); nothing was written."""
+
+class Isa:
+    """One instruction set's kernels. Raises DeclinedError, ShapeError, or IndexError for a slot outside the cache."""
+
+    @property
+    def name(self) -> str: ...
+    def rms_norm(
+        self, x: Any, weight: Any, eps: float, out: Any, residual: Any | None = None, sum: Any | None = None
+    ) -> None: ...
+    def write_rows(self, rows: Any, slots: Any, parts: tuple[Any, ...]) -> None: ...
+
+def isas() -> tuple[Isa, ...]: ...
+def cpu_flags() -> list[str]: ...

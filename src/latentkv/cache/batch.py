@@ -100,7 +100,9 @@ class Batch:
 def _check_sequence(index: int, query: int, context: int, room: int) -> None:
     if not 0 <= query <= context:
         raise ShapeError(
-            sentence(f"context_lens[{index}]", expected=f"at least its {query} new tokens (and those >= 0)", got=context)
+            sentence(
+                f"context_lens[{index}]", expected=f"at least its {query} new tokens (and those >= 0)", got=context
+            )
         )
     if context > room:
         raise ShapeError(sentence(f"pages[{index}]", expected=f"room for {context} tokens", got=f"room for {room}"))

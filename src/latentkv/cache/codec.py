@@ -31,5 +31,5 @@ def decode_rows(layout: RowLayout, rows: Tensor) -> dict[str, Tensor]:
     """The parts of rows [..., row_elements] as float32 tensors [..., elements]; the inverse of `encode_rows`."""
     if rows.shape[-1] != layout.row_elements:
         raise ShapeError(sentence("rows", expected=f"[..., {layout.row_elements}]", got=list(rows.shape)))
-    pieces = rows.split([part.elements for part in layout.parts], dim=-1)
+    pieces = torch.split(rows, [part.elements for part in layout.parts], dim=-1)
     return {part.name: piece.float() for part, piece in zip(layout.parts, pieces, strict=True)}

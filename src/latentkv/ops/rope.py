@@ -38,16 +38,17 @@ class Rope:
 def rotate(x: Tensor, angles: tuple[Tensor, Tensor], *, interleaved: bool) -> Tensor:
     """Rotate the last dimension of x by each token's angles, computed in float32.
 
-    x:      [T, ..., R] any float dtype, read only; each vector of R is rotated alike
-    angles: cosine and sine [T, R/2] float32
-    Returns a new tensor like x. Raises ShapeError when R is odd or does not fit the angles.
+    x:      [T, ..., R] any float dtype, read only
+    angles: cosine and sine, [T, R/2] float32 to turn all vectors of a token alike, or [T, groups, R/2] where x's
+            second dimension is the group; dimensions of x between them and R share the angle
+    Returns a new tensor like x. Raises ShapeError when R is odd or the shapes do not fit.
     """
     cos, sin = angles
-    if x.shape[-1] != 2 * cos.shape[-1] or x.shape[0] != cos.shape[0]:
-        raise ShapeError(sentence("x", expected=f"[{cos.shape[0]}, ..., {2 * cos.shape[-1]}]", got=list(x.shape)))
-    middle = (1,) * (x.ndim - 2)
-    cos = cos.view(cos.shape[0], *middle, -1)
-    sin = sin.view(sin.shape[0], *middle, -1)
+    if x.shape[: cos.ndim - 1] != cos.shape[:-1] or x.shape[-1] != 2 * cos.shape[-1]:
+        expected = f"{list(cos.shape[:-1])} first and {2 * cos.shape[-1]} last, to fit the angles"
+        raise ShapeError(sentence("x", expected=expected, got=list(x.shape)))
+    shared = (*cos.shape[:-1], *(1,) * (x.ndim - cos.ndim), cos.shape[-1])
+    cos, sin = cos.reshape(shared), sin.reshape(shared)
     wide = x.float()
     first, second = (wide[..., 0::2], wide[..., 1::2]) if interleaved else wide.chunk(2, dim=-1)
     turned = (first * cos - second * sin, second * cos + first * sin)

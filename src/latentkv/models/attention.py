@@ -1,0 +1,214 @@
+"""The attention layers: Multi-head Latent Attention, and grouped-query attention as its baseline.
+
+Each projects the new tokens, writes their rows into the cache, then attends over the cache: there is no other path,
+so prefill, decode, chunks and prefix hits all read what was stored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from latentkv.attend import attend, plan_attend, request_for
+from latentkv.backends.base import Attended
+from latentkv.cache.latent import LayerCache
+from latentkv.geometry import AttentionGeometry, MLAGeometry
+from latentkv.models.config import LATENT_NORM_EPS, ModelConfig
+from latentkv.models.step import Step
+from latentkv.models.weights import TensorReader
+from latentkv.ops.absorb import UpProjection
+from latentkv.ops.linear import linear
+from latentkv.ops.rope import rotate
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A linear map: weight [out, in], bias [out] or None."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [..., in] to [..., out]."""
+        return linear(x, self.weight, self.bias)
+
+
+def read_projection(
+    reader: TensorReader, name: str, shape: tuple[int, int], dtype: torch.dtype, *, bias: bool = False
+) -> Projection:
+    """`name.weight` [out, in] and, if the architecture has one, `name.bias` [out]."""
+    weight = reader.take(f"{name}.weight", shape, dtype)
+    return Projection(weight, reader.take(f"{name}.bias", shape[:1], dtype) if bias else None)
+
+
+@dataclass(frozen=True)
+class MLAttention:
+    """Multi-head Latent Attention (DeepSeek-V2, arXiv:2405.04434, equations 9 to 19).
+
+    q_a, q_a_norm: down-projection of the query and its norm, None when the model has no q_lora_rank
+    q:         the query projection, from the hidden state or from the normed q latent, to H * (N + Rq)
+    kv_a:      hidden state to latent and RoPE key, L + R
+    kv_norm:   [L], None where the latent is cached as it is
+    up:        W_UK and W_UV
+    q_rope_norm, k_rope_norm: [Rq], per-head norms before RoPE, where the model a converted one came from had them
+    """
+
+    config: ModelConfig
+    geometry: MLAGeometry
+    q_a: Projection | None
+    q_a_norm: Tensor | None
+    q: Projection
+    kv_a: Projection
+    kv_norm: Tensor | None
+    up: UpProjection
+    output: Projection
+    q_rope_norm: Tensor | None
+    k_rope_norm: Tensor | None
+
+    @staticmethod
+    def read(reader: TensorReader, prefix: str, config: ModelConfig, dtype: torch.dtype) -> MLAttention:
+        """Take the layer's tensors, named `prefix` + their Hugging Face names."""
+        geometry, conventions = config.geometry, config.conventions
+        if not isinstance(geometry, MLAGeometry):
+            raise TypeError("MLAttention needs an MLAGeometry")
+        heads, latent, hidden = geometry.num_attention_heads, geometry.kv_lora_rank, config.hidden_size
+        nope, value, rank = geometry.qk_nope_head_dim, geometry.v_head_dim, geometry.q_lora_rank
+        query_width = heads * (nope + geometry.query_rope_dim)
+        bias = bool(conventions.qkv_bias)
+        kv_b = reader.take(f"{prefix}kv_b_proj.weight", (heads * (nope + value), latent), dtype)
+
+        def norm(name: str, width: int, *, present: bool) -> Tensor | None:
+            return reader.take(f"{prefix}{name}.weight", (width,), dtype) if present else None
+
+        def query() -> Projection:
+            if rank is None:
+                width, biased = (query_width, hidden), conventions.query_bias
+                return read_projection(reader, f"{prefix}q_proj", width, dtype, bias=biased)
+            return read_projection(reader, f"{prefix}q_b_proj", (query_width, rank), dtype)
+
+        return MLAttention(
+            config=config,
+            geometry=geometry,
+            q_a=read_projection(reader, f"{prefix}q_a_proj", (rank, hidden), dtype, bias=bias) if rank else None,
+            q_a_norm=norm("q_a_layernorm", rank or 0, present=rank is not None),
+            q=query(),
+            kv_a=read_projection(
+                reader, f"{prefix}kv_a_proj_with_mqa", (geometry.row_elements, hidden), dtype, bias=bias
+            ),
+            kv_norm=norm("kv_a_layernorm", latent, present=conventions.latent_norm),
+            up=UpProjection.from_kv_b_proj(kv_b, num_heads=heads, qk_nope_head_dim=nope),
+            output=read_projection(
+                reader, f"{prefix}o_proj", (hidden, heads * value), dtype, bias=bool(conventions.output_bias)
+            ),
+            q_rope_norm=norm("q_norm", geometry.query_rope_dim, present=conventions.qk_norm),
+            k_rope_norm=norm("k_norm", geometry.query_rope_dim, present=conventions.qk_norm),
+        )
+
+    def forward(self, hidden: Tensor, step: Step, cache: LayerCache) -> Tensor:
+        """hidden [T, hidden] to [T, hidden]; writes the new tokens' rows into the cache."""
+        self._write(hidden, step, cache)
+        attended = _attend(self._query(hidden, step), cache, step, scale=self.config.softmax_scale, up=self.up)
+        return self.output(attended.out.flatten(1))
+
+    def _write(self, hidden: Tensor, step: Step, cache: LayerCache) -> None:
+        geometry, kernels = self.geometry, step.execution.kernels
+        latent, rope = self.kv_a(hidden).tensor_split([geometry.kv_lora_rank], dim=-1)
+        if self.kv_norm is not None:
+            latent = kernels.rms_norm(latent, self.kv_norm, eps=LATENT_NORM_EPS)
+        rope = rope.reshape(len(rope), geometry.rope_groups, geometry.query_rope_dim)
+        if self.k_rope_norm is not None:
+            rope = kernels.rms_norm(rope, self.k_rope_norm, eps=self.config.rms_norm_eps)
+        rope = rotate(rope, self._angles(step), interleaved=self.config.rope.interleaved)
+        kernels.write_rows(cache, step.batch.slots, {"latent": latent, "rope": rope.flatten(1)})
+
+    def _query(self, hidden: Tensor, step: Step) -> Tensor:
+        """Queries [T, H, N + Rq], their RoPE part rotated."""
+        geometry, kernels = self.geometry, step.execution.kernels
+        if self.q_a is not None and self.q_a_norm is not None:
+            hidden = kernels.rms_norm(self.q_a(hidden), self.q_a_norm, eps=LATENT_NORM_EPS)
+        heads, groups, width = geometry.num_attention_heads, geometry.rope_groups, geometry.query_rope_dim
+        query = self.q(hidden).view(len(hidden), heads, geometry.qk_nope_head_dim + width)
+        nope, rope = query.tensor_split([geometry.qk_nope_head_dim], dim=-1)
+        if self.q_rope_norm is not None:
+            rope = kernels.rms_norm(rope, self.q_rope_norm, eps=self.config.rms_norm_eps)
+        rope = rope.reshape(len(rope), groups, heads // groups, width)
+        rope = rotate(rope, self._angles(step), interleaved=self.config.rope.interleaved)
+        return torch.cat([nope, rope.flatten(1, 2)], dim=-1)
+
+    def _angles(self, step: Step) -> tuple[Tensor, Tensor]:
+        """The step's angles, one set per block of the RoPE key: [T, groups, Rq/2]."""
+        groups = self.geometry.rope_groups
+        cos, sin = step.angles
+        shape = (len(cos), groups, cos.shape[1] // groups)
+        return cos.view(shape), sin.view(shape)
+
+
+@dataclass(frozen=True)
+class GroupedQueryAttention:
+    """Grouped-query attention (arXiv:2305.13245) that caches keys and values: the baseline MLA is compared with."""
+
+    config: ModelConfig
+    geometry: AttentionGeometry
+    q: Projection
+    k: Projection
+    v: Projection
+    output: Projection
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+
+    @staticmethod
+    def read(reader: TensorReader, prefix: str, config: ModelConfig, dtype: torch.dtype) -> GroupedQueryAttention:
+        """Take the layer's tensors, named `prefix` + their Hugging Face names."""
+        geometry, conventions = config.geometry, config.conventions
+        if not isinstance(geometry, AttentionGeometry):
+            raise TypeError("GroupedQueryAttention needs an AttentionGeometry")
+        heads, groups, hidden = geometry.num_attention_heads, geometry.num_key_value_heads, config.hidden_size
+        bias = bool(conventions.qkv_bias)
+
+        def norm(name: str) -> Tensor | None:
+            return reader.take(f"{prefix}{name}.weight", (geometry.head_dim,), dtype) if conventions.qk_norm else None
+
+        def project(name: str, width: int) -> Projection:
+            return read_projection(reader, prefix + name, (width, hidden), dtype, bias=bias)
+
+        return GroupedQueryAttention(
+            config=config,
+            geometry=geometry,
+            q=project("q_proj", heads * geometry.head_dim),
+            k=project("k_proj", groups * geometry.head_dim),
+            v=project("v_proj", groups * geometry.v_head_dim),
+            output=read_projection(
+                reader,
+                f"{prefix}o_proj",
+                (hidden, heads * geometry.v_head_dim),
+                dtype,
+                bias=bool(conventions.output_bias),
+            ),
+            q_norm=norm("q_norm"),
+            k_norm=norm("k_norm"),
+        )
+
+    def forward(self, hidden: Tensor, step: Step, cache: LayerCache) -> Tensor:
+        """hidden [T, hidden] to [T, hidden]; writes the new tokens' rows into the cache."""
+        key = self._rotated(self.k(hidden), self.k_norm, step).flatten(1)
+        step.execution.kernels.write_rows(cache, step.batch.slots, {"key": key, "value": self.v(hidden)})
+        query = self._rotated(self.q(hidden), self.q_norm, step)
+        attended = _attend(query, cache, step, scale=self.config.softmax_scale, up=None)
+        return self.output(attended.out.flatten(1))
+
+    def _rotated(self, projected: Tensor, norm: Tensor | None, step: Step) -> Tensor:
+        width = self.geometry.head_dim
+        heads = projected.view(len(projected), projected.shape[1] // width, width)
+        if norm is not None:
+            heads = step.execution.kernels.rms_norm(heads, norm, eps=self.config.rms_norm_eps)
+        return rotate(heads, step.angles, interleaved=self.config.rope.interleaved)
+
+
+def _attend(query: Tensor, cache: LayerCache, step: Step, *, scale: float, up: UpProjection | None) -> Attended:
+    form = step.execution.form if up is not None else "auto"
+    if step.plan is None:
+        request = request_for(query, cache, step.batch, up=up, form=form)
+        step.plan = plan_attend(request, step.batch, backend=step.execution.backend)
+    return attend(query, cache, step.batch, scale=scale, up=up, form=form, plan=step.plan)

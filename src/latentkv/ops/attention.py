@@ -74,7 +74,8 @@ def attend_kv(
 def masked_softmax(scores: Tensor, *, first_visible: int | None) -> tuple[Tensor, Tensor]:
     """Softmax over the last dimension of scores [H, T, S] under the causal mask, and its LSE [H, T].
 
-    Rows that see nothing get zero weights and -inf, where a plain softmax gives NaN.
+    Rows that see nothing get zero weights and -inf, where a plain softmax gives NaN. The weights are not taken as
+    exp(scores - lse): at large scores the rounding of the LSE would become an error of the weights.
     """
     if first_visible is not None:
         new, context = scores.shape[-2:]
@@ -84,8 +85,8 @@ def masked_softmax(scores: Tensor, *, first_visible: int | None) -> tuple[Tensor
             )
             scores = scores.masked_fill(~visible, -torch.inf)
     lse = torch.logsumexp(scores, dim=-1)
-    safe = torch.where(lse == -torch.inf, 0.0, lse)
-    return torch.exp(scores - safe[..., None]), lse
+    weights = torch.softmax(scores, dim=-1).masked_fill((lse == -torch.inf)[..., None], 0.0)
+    return weights, lse
 
 
 def _group_scores(query: Tensor, key: Tensor) -> Tensor:

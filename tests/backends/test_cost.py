@@ -1,0 +1,51 @@
+"""The arithmetic behind choosing a form, against numbers counted by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from latentkv.backends.base import Request
+from latentkv.backends.cost import cheaper_form, head_flops, latent_flops
+
+TINY = Request(
+    kind="mla",
+    num_heads=2,
+    format="f32",
+    page_tokens=4,
+    query_dtype="float32",
+    device="cpu",
+    form="auto",
+    kv_lora_rank=8,
+    qk_rope_head_dim=4,
+    qk_nope_head_dim=3,
+    v_head_dim=5,
+)
+DEEPSEEK_V3 = Request(
+    kind="mla",
+    num_heads=128,
+    format="bf16",
+    page_tokens=64,
+    query_dtype="bfloat16",
+    device="cpu",
+    form="auto",
+    kv_lora_rank=512,
+    qk_rope_head_dim=64,
+    qk_nope_head_dim=128,
+    v_head_dim=128,
+)
+
+
+def test_operations_counted_by_hand():
+    """Two new tokens of a context of 10 make 9 + 10 pairs."""
+    assert latent_flops(TINY, query_len=2, context_len=10) == 2 * 2 * (2 * (3 + 5) * 8 + 19 * (8 + 8 + 4))
+    assert head_flops(TINY, query_len=2, context_len=10) == 2 * 2 * (10 * (3 + 5) * 8 + 19 * (3 + 4 + 5))
+
+
+@pytest.mark.parametrize(("query", "context", "form"), [(1, 2, "latent"), (1, 8192, "latent"), (4096, 4096, "head")])
+def test_decode_takes_the_latent_form_and_a_long_prompt_the_head_form(query, context, form):
+    assert cheaper_form(DEEPSEEK_V3, query_len=query, context_len=context) == form
+
+
+def test_a_short_chunk_after_a_long_context_is_not_worth_expanding_it():
+    assert cheaper_form(DEEPSEEK_V3, query_len=16, context_len=32768) == "latent"
+    assert cheaper_form(DEEPSEEK_V3, query_len=1024, context_len=32768) == "head"

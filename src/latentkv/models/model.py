@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -90,9 +90,14 @@ class Model:
 
     @staticmethod
     def read(
-        source: WeightSource, config: ModelConfig, *, dtype: torch.dtype, execution: Execution | None = None
+        source: WeightSource,
+        config: ModelConfig,
+        *,
+        dtype: torch.dtype,
+        execution: Execution | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Model:
-        """Read every tensor of a checkpoint in `dtype`.
+        """Read every tensor of a checkpoint in `dtype`; `progress` is called with (layers read, layers in all).
 
         Raises CheckpointError naming every missing, unused and misshapen tensor.
         """
@@ -101,14 +106,18 @@ class Model:
         reader = TensorReader(source, ignorable=(*_NOT_NEEDED, beyond, *_tied_head(config)))
         shape = (config.vocab_size, config.hidden_size)
         embedding = reader.take("model.embed_tokens.weight", shape, dtype)
-        read = tuple(DecoderLayer.read(reader, index, config, dtype) for index in range(layers))
+        read: list[DecoderLayer] = []
+        for index in range(layers):
+            read.append(DecoderLayer.read(reader, index, config, dtype))
+            if progress is not None:
+                progress(index + 1, layers)
         final_norm = reader.take("model.norm.weight", (config.hidden_size,), dtype)
         head = embedding if config.tie_word_embeddings else reader.take("lm_head.weight", shape, dtype)
         reader.finish()
         return Model(
             config,
             embedding=embedding,
-            layers=read,
+            layers=tuple(read),
             final_norm=final_norm,
             head=head,
             execution=execution or Execution(choose_kernels()),

@@ -1,0 +1,128 @@
+"""From what a user names to a model that computes: find the files, read configuration, weights and tokenizer."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+
+from latentkv.backends.kernels import choose_kernels
+from latentkv.errors import OptionError, sentence
+from latentkv.geometry import AttentionGeometry, Geometry, from_config
+from latentkv.models.config import ModelConfig
+from latentkv.models.config_file import read_config
+from latentkv.models.exact_mla import ExactMLASource, exact_mla_config
+from latentkv.models.gguf_config import config_from_gguf
+from latentkv.models.locate import ModelFiles, find_model
+from latentkv.models.model import Model
+from latentkv.models.step import Execution
+from latentkv.models.tokenizer import Tokenizer
+from latentkv.models.weights import GGUFFile, GGUFSource, SafetensorsSource, WeightSource
+
+Attention = Literal["mla", "gqa"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to run.
+
+    tokenizer: None when the checkpoint brings none (prompts are then token ids)
+    original_geometry: the attention of the checkpoint itself, before it was seen as MLA
+    """
+
+    model: Model
+    tokenizer: Tokenizer | None
+    files: ModelFiles
+    original_geometry: Geometry
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model on disk, opened but with no weights read: configuration, source of tensors, tokenizer."""
+
+    files: ModelFiles
+    config: dict[str, Any]
+    source: WeightSource
+    tokenizer: Tokenizer | None
+
+
+def open_checkpoint(model: str | Path | None = None) -> Checkpoint:
+    """Open a folder, a `.gguf` file, a hub id, or (None) the default model.
+
+    Raises CheckpointError, ConfigError, TokenizerError or UnsupportedModelError, naming the file.
+    """
+    files = find_model(model)
+    source: WeightSource
+    tokenizer: Tokenizer | None
+    if files.kind == "gguf":
+        file = GGUFFile(files.path)
+        config, source, tokenizer = config_from_gguf(file), GGUFSource(file), Tokenizer.from_gguf(file)
+    else:
+        config = read_config(files.path / "config.json")
+        source = SafetensorsSource(files.path)
+        has_tokenizer = (files.path / "tokenizer.json").is_file()
+        tokenizer = Tokenizer.from_folder(files.path) if has_tokenizer else None
+    if tokenizer is not None and tokenizer.eos_token_ids:
+        config["eos_token_id"] = sorted(tokenizer.eos_token_ids)
+    return Checkpoint(files, config, source, tokenizer)
+
+
+def load_model(
+    model: str | Path | None = None,
+    *,
+    dtype: str = "auto",
+    attention: Attention = "mla",
+    backend: str = "auto",
+    progress: Progress | None = None,
+) -> LoadedModel:
+    """Load a model: a folder, a `.gguf` file, a hub id, or (None) the default model.
+
+    dtype:     what weights are held and computed in: "float32", "bfloat16", or "auto", which is float32 when that
+               takes at most half of the machine's memory and bfloat16 otherwise
+    attention: "mla" sees a GQA or MHA checkpoint as the MLA model that computes the same function; "gqa" runs it as
+               it is, and is an error for a checkpoint that has latents already
+    backend:   attention backend by name, or "auto"
+    progress:  called with (layers read, layers in all)
+
+    Raises OptionError for an unknown option, and what `open_checkpoint` and `Model.read` raise.
+    """
+    if attention not in get_args(Attention):
+        raise OptionError(sentence("attention", expected="mla or gqa", got=repr(attention)))
+    checkpoint = open_checkpoint(model)
+    original = from_config(checkpoint.config)
+    config, source = checkpoint.config, checkpoint.source
+    if isinstance(original, AttentionGeometry):
+        if attention == "mla":
+            config, source = exact_mla_config(config), ExactMLASource(source, config)
+    elif attention == "gqa":
+        raise OptionError(
+            sentence(
+                "attention", expected="mla for a model that has latents", got="gqa", remedy="Leave the option out."
+            )
+        )
+    loaded = Model.read(
+        source,
+        ModelConfig.from_dict(config),
+        dtype=resolve_dtype(dtype, source),
+        execution=Execution(choose_kernels(), backend=backend),
+        progress=progress,
+    )
+    return LoadedModel(loaded, checkpoint.tokenizer, checkpoint.files, original)
+
+
+def resolve_dtype(name: str, source: WeightSource) -> torch.dtype:
+    """The dtype called `name`; "auto" as described at `load_model`."""
+    if name != "auto":
+        if name not in DTYPES:
+            raise OptionError(sentence("dtype", expected=f"auto or one of {', '.join(DTYPES)}", got=repr(name)))
+        return DTYPES[name]
+    elements = sum(math.prod(source.shape(tensor)) for tensor in source.names())
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return torch.float32 if elements * 4 <= memory_bytes // 2 else torch.bfloat16

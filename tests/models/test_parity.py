@@ -6,7 +6,6 @@ The largest relative error of each family (of the largest logit) is printed by `
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,18 +13,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentkv.cache.batch import Batch
-from latentkv.cache.latent import LatentCache
 from latentkv.cache.layout import layout_for
 from latentkv.models.config import ModelConfig
 from latentkv.models.exact_mla import ExactMLASource, exact_mla_config
 from latentkv.models.model import Model
 from latentkv.models.weights import SafetensorsSource
 from support.compare import assert_close
+from support.paged import PAGE_TOKENS, Sequences
 from support.tiny_models import FAMILIES, GQA_FAMILIES, VOCAB, Family, save_model
 
 POSITIONS = 64
-PAGE_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -37,37 +34,6 @@ class Case:
     ours: Model
     tokens: Tensor
     expected: Tensor
-
-
-class Sequences:
-    """Feeds chunks of sequences to a model over one cache, as the engine would."""
-
-    def __init__(self, model: Model, *, page_tokens: int = PAGE_TOKENS, num_pages: int = 64) -> None:
-        self.model = model
-        self.cache = LatentCache(layout_for(model.geometry, "f32", page_tokens=page_tokens), num_pages)
-        self.cache.storage.fill_(torch.nan)
-        self.page_tokens = page_tokens
-        # Pages are handed out backwards and interleaved, so that page numbers never equal positions.
-        self.free = list(range(num_pages))
-        self.pages: dict[int, list[int]] = {}
-        self.computed: dict[int, int] = {}
-
-    def run(self, chunks: Sequence[tuple[int, Tensor]]) -> list[Tensor]:
-        """Run one step; returns each chunk's logits [its tokens, vocab]."""
-        for key, tokens in chunks:
-            pages = self.pages.setdefault(key, [])
-            self.computed[key] = self.computed.get(key, 0) + len(tokens)
-            while len(pages) * self.page_tokens < self.computed[key]:
-                pages.append(self.free.pop())
-        batch = Batch.build(
-            query_lens=[len(tokens) for _, tokens in chunks],
-            context_lens=[self.computed[key] for key, _ in chunks],
-            pages=[self.pages[key] for key, _ in chunks],
-            page_tokens=self.page_tokens,
-        )
-        ids = torch.cat([tokens for _, tokens in chunks])
-        logits = self.model.forward(ids, batch, self.cache, logit_rows=torch.arange(len(ids)))
-        return list(logits.split([len(tokens) for _, tokens in chunks]))
 
 
 def load(folder: Path, *, as_mla: bool = False) -> Model:

@@ -96,14 +96,11 @@ Matrix matrix_of(nb::handle object, const char* name, std::initializer_list<DTyp
   if (array.ndim == 0) refuse(name, "[..., n]", "a scalar");
   const int last = array.ndim - 1;
   Matrix matrix{array.data, array.dtype, 1, array.shape[last], array.shape[last]};
-  bool placed = false;
   for (int i = last - 1; i >= 0; --i) {
-    if (array.shape[i] != 1) {
-      if (placed && array.stride[i] != matrix.stride * matrix.rows) {
-        throw Declined(std::string(name) + ": rows without a common stride");
-      }
-      if (!placed) matrix.stride = array.stride[i];
-      placed = true;
+    if (array.shape[i] == 1) continue;
+    if (matrix.rows == 1) matrix.stride = array.stride[i];
+    if (matrix.rows > 1 && array.stride[i] != matrix.stride * matrix.rows) {
+      throw Declined(std::string(name) + ": rows without a common stride");
     }
     matrix.rows *= array.shape[i];
   }

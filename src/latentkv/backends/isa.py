@@ -5,7 +5,7 @@ Works without the extension: there are then none, and `native_missing` says why.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
 from typing import TYPE_CHECKING
 
 from latentkv import env
@@ -18,19 +18,15 @@ if TYPE_CHECKING:
 
 
 def _load() -> ModuleType:
-    from latentkv import _native
-
-    return _native
+    return importlib.import_module("latentkv._native")
 
 
-def native_missing(load: Callable[[], ModuleType] = _load) -> str:
+def native_missing() -> str:
     """Why the native extension cannot be used, in one sentence; empty when it can."""
     try:
-        load()
+        _load()
     except ImportError as error:
-        return (
-            f"the native extension latentkv._native cannot be loaded ({error}). Reinstall latentkv with a C++ compiler."
-        )
+        return f"the extension latentkv._native cannot be loaded ({error}). Reinstall latentkv with a C++ compiler."
     return ""
 
 

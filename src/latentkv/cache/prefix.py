@@ -70,9 +70,6 @@ class PrefixIndex:
         self._entries: dict[bytes, tuple[Link, int]] = {}
         self._digest_of: dict[int, bytes] = {}
 
-    def __len__(self) -> int:
-        return len(self._entries)
-
     @property
     def pages(self) -> frozenset[int]:
         """All pages the index knows."""

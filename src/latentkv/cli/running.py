@@ -1,0 +1,114 @@
+"""Loads a model for a command, streams its text, and sums up the run in one line. Imports the engine when called."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import click
+
+from latentkv.cache.layout import layout_for
+from latentkv.cli.cache_report import compared_with, own_name
+from latentkv.cli.options import EngineOptions
+from latentkv.geometry import Geometry, MLAGeometry
+
+if TYPE_CHECKING:
+    from latentkv.engine.llm import LLM
+    from latentkv.engine.output import EngineStats
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A loaded model, and the attention its checkpoint had before it was seen as MLA."""
+
+    llm: LLM
+    original: Geometry
+    cache_format: str
+
+
+def load(model: str | None, options: EngineOptions) -> Running:
+    """The model that MODEL names, ready to run. Raises whatever finding and loading it raise."""
+    with _loading_bar() as progress:
+        from latentkv.engine.llm import LLM
+        from latentkv.models.load import load_model
+
+        loaded = load_model(model, dtype=options.dtype, attention=options.attention, progress=progress)
+        llm = LLM(
+            loaded.model,
+            tokenizer=loaded.tokenizer,
+            cache_format=options.cache_format,
+            page_tokens=options.page_tokens,
+        )
+    return Running(llm, loaded.original_geometry, options.cache_format)
+
+
+def show(pieces: Iterable[str], *, stream: bool) -> str:
+    """Print text to stdout, piece by piece or at the end, and return it; after Ctrl-C what was shown stays."""
+    shown: list[str] = []
+    try:
+        for piece in pieces:
+            shown.append(piece)
+            if stream:
+                click.echo(piece, nl=False)
+    finally:
+        text = "".join(shown)
+        click.echo("" if stream else text)
+    return text
+
+
+def print_stats(running: Running) -> None:
+    """One line on stderr about everything this model has run."""
+    line = stats_line(
+        running.llm.stats(),
+        geometry=running.llm.engine.model.geometry,
+        original=running.original,
+        cache_format=running.cache_format,
+    )
+    click.echo(line, err=True)
+
+
+def stats_line(stats: EngineStats, *, geometry: Geometry, original: Geometry, cache_format: str) -> str:
+    """Speed of prefill and decode, and the cache's bytes per token against the attention it replaces."""
+    reused = f" ({stats.reused_tokens} more found in the cache)" if stats.reused_tokens else ""
+    sizes = [f"{stats.bytes_per_token:,} B/token ({cache_format} {own_name(geometry)})"]
+    for form in _replaced(geometry, original):
+        size = layout_for(form, cache_format).bytes_per_token
+        sizes.append(f"{size:,} ({own_name(form)})")
+    return " · ".join(
+        (
+            f"prefill {_speed(stats.prefill_tokens, stats.prefill_seconds)}{reused}",
+            f"decode {_speed(stats.decode_tokens, stats.decode_seconds)}",
+            f"cache {' vs '.join(sizes)}",
+        )
+    )
+
+
+def _replaced(geometry: Geometry, original: Geometry) -> tuple[Geometry, ...]:
+    """What the cache is measured against: the checkpoint's own attention (for MLA: GQA-8 of its heads), then MHA."""
+    others = compared_with(original)
+    mha = tuple(form for form in others if form.kind == "mha")
+    if isinstance(original, MLAGeometry):
+        return (*(form for form in others if form.kind == "gqa"), *mha)
+    return mha if geometry == original else (original, *mha)
+
+
+def _speed(tokens: int, seconds: float) -> str:
+    rate = f" at {tokens / seconds:,.0f} tok/s" if tokens and seconds else ""
+    return f"{tokens} tokens{rate}"
+
+
+@contextmanager
+def _loading_bar() -> Iterator[Callable[[int, int], None] | None]:
+    """A function to report layers read to; it draws a bar on stderr for people, and nothing of it is left."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("loading", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

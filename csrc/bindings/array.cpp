@@ -49,7 +49,10 @@ void check_place(int device_type, int ndim, const char* name) {
 
 Array from_exchange(const ExchangeTable& table, nb::handle object, const char* name) {
   nb::dlpack::dltensor tensor;
-  if (table.tensor_from_object(object.ptr(), &tensor) != 0) throw nb::python_error();
+  if (table.tensor_from_object(object.ptr(), &tensor) != 0) {
+    PyErr_Clear();
+    throw Declined(std::string(name) + ": has no memory that can be read");
+  }
   check_place(tensor.device.device_type, tensor.ndim, name);
   Array array{static_cast<char*>(tensor.data) + tensor.byte_offset, dtype_of(tensor.dtype, name), tensor.ndim, {}, {}};
   std::int64_t adjacent = 1;

@@ -238,6 +238,12 @@ def test_fallbacks_of_the_other_ops_are_counted_too() -> None:
     ]
 
 
+def test_arrays_without_memory_go_to_the_reference() -> None:
+    kernels, x = choose_kernels("native"), torch.empty(2, 8, device="meta")
+    assert kernels.rms_norm(x, x[0], eps=EPS).is_meta
+    assert fallen_back(kernels) == ["rms_norm: x: has no memory that can be read"]
+
+
 def test_without_gradients_leaves_are_taken() -> None:
     kernels, leaf = choose_kernels("native"), torch.randn(2, 8, requires_grad=True)
     with torch.no_grad():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from latentkv.errors import ConfigError, sentence
 from latentkv.models.config_file import read_config
 from latentkv.models.locate import find_model
 
@@ -25,7 +26,10 @@ def find_config(model: str | None) -> NamedConfig:
     ConfigError or UnsupportedModelError when its configuration cannot be read.
     """
     if model is not None and model.endswith(".json"):
-        return NamedConfig(model, read_config(Path(model).expanduser()), None)
+        path = Path(model).expanduser()
+        if not path.is_file():
+            raise ConfigError(sentence(f"model {model}", expected="a config.json", got="no such file"))
+        return NamedConfig(model, read_config(path), None)
     files = find_model(model, config_only=True)
     if files.kind == "gguf":
         return NamedConfig(files.description, _gguf_config(files.path), files.path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -86,8 +87,9 @@ class CacheReadingModel:
 class ByteStream:
     """Bytes to text, never half a character."""
 
-    def __init__(self) -> None:
+    def __init__(self, after: Sequence[int] = ()) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._decoder.decode(bytes(after))
 
     def push(self, token_id: int) -> str:
         return "" if token_id == EOS else self._decoder.decode(bytes([token_id]))
@@ -111,8 +113,8 @@ class ByteTokenizer:
         turns = "".join(f"<{message['role']}>{message['content']}" for message in messages)
         return turns + "<assistant>" if add_generation_prompt else turns
 
-    def stream(self) -> ByteStream:
-        return ByteStream()
+    def stream(self, *, after: Sequence[int] = ()) -> ByteStream:
+        return ByteStream(after)
 
 
 def greedy(*, max_tokens: int = 12, **options: object) -> SamplingParams:

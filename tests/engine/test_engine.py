@@ -97,6 +97,17 @@ def test_evicted_prefixes_are_computed_again_correctly() -> None:
             assert run(engine)[name] == greedy_tokens([*prompt_of(12, index), 97 + round_], 6)
 
 
+def test_pages_of_a_prompt_that_was_aborted_halfway_are_not_taken_for_computed() -> None:
+    engine = make_engine(max_batch_tokens=6)
+    engine.abort(engine.add_request(prompt_of(20), greedy()))
+    name = engine.add_request(prompt_of(20), greedy())
+    engine.step()
+    engine.abort(name)
+    assert engine.stats().cached_pages == 1
+    name = engine.add_request(prompt_of(20), greedy())
+    assert run(engine) == {name: greedy_tokens(prompt_of(20))}
+
+
 def test_abort_frees_pages_at_once_wherever_the_request_stands() -> None:
     engine = make_engine(max_batch_tokens=6, max_batch_sequences=2, prefix_cache=False)
     decoding, prefilling, waiting, stays = (
@@ -198,6 +209,13 @@ def test_stop_token_ids_end_the_output_and_are_not_in_the_text() -> None:
     engine = make_engine()
     engine.add_request(talkative_prompt(), greedy(stop_token_ids=[expected[5]]))
     assert collect(engine) == (bytes(expected[:end]).decode(), expected[: end + 1], "stop")
+
+
+def test_text_continues_the_prompt() -> None:
+    engine = make_engine()
+    engine.add_request([*"é".encode()[:1]], greedy(max_tokens=1))
+    text, tokens, _ = collect(engine)
+    assert text == "\ufffd" + chr(tokens[0]), "the prompt's unfinished character belongs to the text that ends it"
 
 
 def test_the_context_ends_the_output() -> None:

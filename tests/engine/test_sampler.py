@@ -64,6 +64,7 @@ def test_filters_of_one_row_do_not_touch_another() -> None:
 def test_greedy_ties_go_to_the_lowest_id() -> None:
     assert pick(torch.tensor([0.0, 3.0, 1.0, 3.0])) == 1
     assert pick(torch.zeros(50_000)) == 0
+    assert chances(torch.zeros(50_000), top_k=4).nonzero().flatten().tolist() == [0, 1, 2, 3]
     assert chances(torch.tensor([1.0, 2.0, 2.0, 2.0]), top_k=2).tolist() == [0, 0.5, 0.5, 0]
 
 

@@ -148,7 +148,7 @@ class Engine:
         self._live[name] = _Live(
             sequence,
             OutputText(
-                self.tokenizer.stream() if self.tokenizer is not None else None,
+                self.tokenizer.stream(after=token_ids) if self.tokenizer is not None else None,
                 StopMatcher(params.stop_strings),
                 unstoppable_tokens=params.min_tokens,
             ),

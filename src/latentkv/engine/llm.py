@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 from latentkv.cache.layout import DEFAULT_PAGE_TOKENS
 from latentkv.engine.engine import Engine
@@ -30,8 +30,9 @@ class GenerationInterrupted(KeyboardInterrupt):
 class LLM:
     """A model ready to generate.
 
-    model:     a folder, a .gguf file, or a model object (then with its `tokenizer`, if text is wanted)
-    dtype:     "auto" (as stored), "float32" or "bfloat16": what a model is loaded and computed in
+    model:     a folder, a .gguf file, a hub id, or a model object (then with its `tokenizer`, if text is wanted)
+    dtype:     what weights are held and computed in: "float32", "bfloat16", or "auto" (by the machine's memory)
+    attention: "mla" runs a GQA checkpoint as the MLA model that computes the same; "gqa" as it is
 
     The other options are those of `Engine`. Raises what loading raises (ConfigError, CheckpointError,
     UnsupportedModelError, TokenizerError) and OptionError.
@@ -43,6 +44,7 @@ class LLM:
         *,
         tokenizer: Tokenizer | None = None,
         dtype: str = "auto",
+        attention: Literal["mla", "gqa"] = "mla",
         cache_format: str = "bf16",
         page_tokens: int = DEFAULT_PAGE_TOKENS,
         cache_tokens: int | None = None,
@@ -51,10 +53,16 @@ class LLM:
         prefix_cache: bool = True,
     ) -> None:
         if isinstance(model, str | Path):
-            model, loaded_tokenizer = _load(model, dtype)
+            model, loaded_tokenizer = _load(model, dtype=dtype, attention=attention)
             tokenizer = tokenizer if tokenizer is not None else loaded_tokenizer
-        elif dtype != "auto":
-            raise OptionError(sentence("dtype", expected="'auto' for a model that is already loaded", got=repr(dtype)))
+        elif (dtype, attention) != ("auto", "mla"):
+            raise OptionError(
+                sentence(
+                    "dtype and attention",
+                    expected="'auto' and 'mla' for a model that is loaded already",
+                    got=f"{dtype!r} and {attention!r}",
+                )
+            )
         self.engine = Engine(
             model,
             tokenizer,
@@ -179,10 +187,10 @@ class _Request:
         )
 
 
-def _load(path: str | Path, dtype: str) -> tuple[Model, Tokenizer | None]:
+def _load(name: str | Path, *, dtype: str, attention: Literal["mla", "gqa"]) -> tuple[Model, Tokenizer | None]:
     from latentkv.models.load import load_model
 
-    loaded = load_model(path, dtype=dtype)
+    loaded = load_model(name, dtype=dtype, attention=attention)
     return loaded.model, loaded.tokenizer
 
 

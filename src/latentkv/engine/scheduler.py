@@ -67,13 +67,13 @@ class Scheduler:
         """Choose the next step; its chunks are empty only when there is no work."""
         chunks: list[Chunk] = []
         budget = self.limits.max_batch_tokens
-        preempted_before = self.preemptions
         # At most the youngest running sequence is still in its prompt: order of arrival means decodes first.
         for sequence in list(self.running):
             if budget > 0 and sequence.status is Status.RUNNING and self._make_room(sequence, budget):
                 chunks.append(_chunk(sequence, budget))
                 budget -= chunks[-1].count
-        while budget > 0 and self.preemptions == preempted_before and self._admit_next():
+        # A sequence preempted above cannot come back at once: less than its pages and the spare ones is available.
+        while budget > 0 and self._admit_next():
             chunks.append(_chunk(self.running[-1], budget))
             budget -= chunks[-1].count
         return Step(tuple(chunks))

@@ -35,8 +35,8 @@ class Tokenizer(Protocol):
         """Messages as the text of a prompt, special tokens included."""
         ...
 
-    def stream(self) -> TextStream:
-        """A new stream for one output."""
+    def stream(self, *, after: Sequence[int] = ()) -> TextStream:
+        """A new stream for one output, which continues the text of the tokens `after`."""
         ...
 
 

@@ -68,3 +68,19 @@ def test_a_model_that_has_latents_is_refused(tmp_path: Path) -> None:
     save_model(MLA_FAMILIES[0], tmp_path / "mla")
     with pytest.raises(UnsupportedModelError, match="has latents already"):
         convert_exact(tmp_path / "mla", tmp_path / "again")
+
+
+@pytest.mark.model
+def test_the_default_model_converts_with_its_tokenizer_and_chat_template(tmp_path: Path) -> None:
+    original = load_model(attention="gqa", dtype="float32")
+    convert_exact(None, tmp_path / "mla", dtype="float32")
+    converted = load_model(tmp_path / "mla", dtype="float32")
+    assert original.tokenizer is not None
+    assert converted.tokenizer is not None
+    messages = [{"role": "user", "content": "Name three rivers in Europe. ¿Ríos? 川"}]
+    ids = original.tokenizer.encode_chat(messages)
+    assert converted.tokenizer.encode_chat(messages) == ids
+    assert converted.tokenizer.encode("plain text") == original.tokenizer.encode("plain text")
+    assert converted.tokenizer.eos_token_ids == original.tokenizer.eos_token_ids
+    expected, actual = (Sequences(one.model).run([(0, torch.tensor(ids))])[0] for one in (original, converted))
+    assert_close(actual, expected, tolerance="logits")

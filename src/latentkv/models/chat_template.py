@@ -28,7 +28,8 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, *, special_tokens: Mapping[str, str], origin: str) -> None:
-        self._special_tokens = dict(special_tokens)
+        self.source = source
+        self.special_tokens = dict(special_tokens)
         self._origin = origin
         try:
             self._template = _environment().from_string(source)
@@ -43,7 +44,7 @@ class ChatTemplate:
                 add_generation_prompt=add_generation_prompt,
                 tools=None,
                 documents=None,
-                **self._special_tokens,
+                **self.special_tokens,
             )
         # A template is a program: it fails with whatever its expressions raise, such as KeyError or TypeError.
         except Exception as error:

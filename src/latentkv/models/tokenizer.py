@@ -151,6 +151,22 @@ class Tokenizer:
         return TextStream(lambda ids: self.decode(ids, skip_special_tokens=skip_special_tokens), after=after)
 
 
+    def save(self, folder: str | Path) -> None:
+        """Write `tokenizer.json` and `tokenizer_config.json`, from which `from_folder` makes the same tokenizer."""
+        folder = Path(folder)
+        self._backend.save(str(folder / "tokenizer.json"))
+        settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        if self._add_bos is not None:
+            settings["add_bos_token"] = self._add_bos
+        if self.bos_token_id is not None:
+            settings["bos_token"] = self._backend.id_to_token(self.bos_token_id)
+        if self._template is not None:
+            settings |= self._template.special_tokens
+            settings["chat_template"] = self._template.source
+        text = json.dumps(settings, indent=2, ensure_ascii=False)
+        (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+
+
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 

@@ -28,5 +28,5 @@ def test_public_name_is_the_one_in_its_module(name: str) -> None:
 
 
 def test_unknown_name_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="latentkv.*'attention_is_all'"):
+    with pytest.raises(AttributeError, match=r"latentkv.*'attention_is_all'"):
         _ = latentkv.attention_is_all

@@ -31,7 +31,7 @@ class Running:
 
 def load(model: str | None, options: EngineOptions) -> Running:
     """The model that MODEL names, ready to run. Raises whatever finding and loading it raise."""
-    with _loading_bar() as progress:
+    with loading_bar("loading") as progress:
         from latentkv.engine.llm import LLM
         from latentkv.models.load import load_model
 
@@ -101,8 +101,8 @@ def _speed(tokens: int, seconds: float) -> str:
 
 
 @contextmanager
-def _loading_bar() -> Iterator[Callable[[int, int], None] | None]:
-    """A function to report layers read to; it draws a bar on stderr for people, and nothing of it is left."""
+def loading_bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A function to report (done, in all) to: it draws a bar on stderr, gone at the end; None without a terminal."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -110,5 +110,5 @@ def _loading_bar() -> Iterator[Callable[[int, int], None] | None]:
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("loading", total=None)
+        task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -41,10 +41,12 @@ class Batch:
 
     @property
     def num_sequences(self) -> int:
+        """B."""
         return self.context_len.numel()
 
     @property
     def num_tokens(self) -> int:
+        """T, new tokens of all sequences."""
         return self.positions.numel()
 
     @cached_property

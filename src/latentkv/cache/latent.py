@@ -28,6 +28,7 @@ class LayerCache:
 
     @property
     def page_tokens(self) -> int:
+        """P, rows in a page."""
         return self.rows.shape[1]
 
     def write(self, slots: Tensor, parts: Mapping[str, Tensor]) -> None:

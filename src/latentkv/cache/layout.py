@@ -33,6 +33,7 @@ class Part:
 
     @property
     def size_bytes(self) -> int:
+        """Bytes of this part in one row."""
         return self.elements * DTYPE_BYTES[self.dtype]
 
 
@@ -45,10 +46,12 @@ class RowLayout:
 
     @property
     def row_bytes(self) -> int:
+        """Bytes of one row: one token in one layer."""
         return sum(part.size_bytes for part in self.parts)
 
     @property
     def row_elements(self) -> int:
+        """Numbers in one row."""
         return sum(part.elements for part in self.parts)
 
     @property
@@ -65,6 +68,7 @@ class RowLayout:
 
     @property
     def part_names(self) -> tuple[str, ...]:
+        """Names of the parts, in the order they are stored."""
         return tuple(part.name for part in self.parts)
 
 

@@ -6,6 +6,7 @@ import click
 
 import latentkv
 from latentkv.cli.chat import chat
+from latentkv.cli.convert import convert
 from latentkv.cli.doctor import doctor
 from latentkv.cli.generate import generate
 from latentkv.cli.inspect import inspect
@@ -23,6 +24,7 @@ def main(options: RunOptions | None, *, traceback: bool) -> None:
 
 
 main.add_command(chat)
+main.add_command(convert)
 main.add_command(doctor)
 main.add_command(generate)
 main.add_command(inspect)

@@ -30,7 +30,8 @@ class GenerationInterrupted(KeyboardInterrupt):
 class LLM:
     """A model ready to generate.
 
-    model:     a folder, a .gguf file, a hub id, or a model object (then with its `tokenizer`, if text is wanted)
+    model:     a folder, a .gguf file, a hub id, None for the default model, or a model object (then with its
+               `tokenizer`, if text is wanted)
     dtype:     what weights are held and computed in: "float32", "bfloat16", or "auto" (by the machine's memory)
     attention: "mla" runs a GQA checkpoint as the MLA model that computes the same; "gqa" as it is
 
@@ -40,7 +41,7 @@ class LLM:
 
     def __init__(
         self,
-        model: str | Path | Model,
+        model: str | Path | Model | None = None,
         *,
         tokenizer: Tokenizer | None = None,
         dtype: str = "auto",
@@ -52,7 +53,7 @@ class LLM:
         max_batch_sequences: int = 64,
         prefix_cache: bool = True,
     ) -> None:
-        if isinstance(model, str | Path):
+        if model is None or isinstance(model, str | Path):
             model, loaded_tokenizer = _load(model, dtype=dtype, attention=attention)
             tokenizer = tokenizer if tokenizer is not None else loaded_tokenizer
         elif (dtype, attention) != ("auto", "mla"):
@@ -187,7 +188,7 @@ class _Request:
         )
 
 
-def _load(name: str | Path, *, dtype: str, attention: Literal["mla", "gqa"]) -> tuple[Model, Tokenizer | None]:
+def _load(name: str | Path | None, *, dtype: str, attention: Literal["mla", "gqa"]) -> tuple[Model, Tokenizer | None]:
     from latentkv.models.load import load_model
 
     loaded = load_model(name, dtype=dtype, attention=attention)

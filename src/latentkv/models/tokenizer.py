@@ -150,7 +150,6 @@ class Tokenizer:
         """A stream of text for ids as they are generated; `after`: the prompt's ids, when its text is continued."""
         return TextStream(lambda ids: self.decode(ids, skip_special_tokens=skip_special_tokens), after=after)
 
-
     def save(self, folder: str | Path) -> None:
         """Write `tokenizer.json` and `tokenizer_config.json`, from which `from_folder` makes the same tokenizer."""
         folder = Path(folder)

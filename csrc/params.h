@@ -6,7 +6,7 @@
 
 namespace latentkv {
 
-enum class DType : std::uint8_t { f32, bf16, i64 };
+enum class DType : std::uint8_t { f32, bf16, i32, i64 };
 
 struct bf16 {
   std::uint16_t bits;
@@ -39,6 +39,58 @@ struct WriteRowsParams {
   int part_count;
   const std::int64_t* slots;  // parts[0].rows of them, each inside the cache and all different
   Matrix cache;
+};
+
+// A query part [T, H, width]: element d of (token, head) stands at token * token_stride + head * head_stride + d.
+struct QueryPart {
+  const void* data;  // or null when width is 0
+  DType dtype;
+  std::int64_t width, token_stride, head_stride;
+};
+
+// Where work lies; one record per item of a plan (backends/native_plan.py). A slot keeps an unfinished result.
+struct AttentionItem {
+  std::int64_t sequence, group, first_row, row_count;  // row = head in group * query_len + token
+  std::int64_t context_begin, context_end;
+  std::int64_t load_slot, store_slot;  // -1: start from nothing; -1: the result is complete
+};
+
+// Slots first_slot ... first_slot + slot_count - 1 together are the result of these rows; merged in this order.
+struct AttentionMerge {
+  std::int64_t sequence, group, first_row, row_count, first_slot, slot_count;
+};
+
+struct AttentionSequence {
+  std::int64_t query_start, query_len, context_len;
+};
+
+// Attention of new tokens over rows in pages. Head h belongs to KV group h * groups / heads. Group g's key is the stretch
+// of `key_width` elements at g * key_step of a row; its value `value_width` at value_offset + g * value_step, or, with
+// value_offset -1, the first value_width elements of the key. A query is `a` against the key's first elements and `b`
+// against the last `b_blocks` blocks of b.width: head h against block h * b_blocks / heads.
+struct AttentionParams {
+  QueryPart a, b;
+  std::int64_t heads, groups, b_blocks;
+  const void* rows;
+  DType row_dtype;
+  std::int64_t page_tokens, page_stride, row_stride;
+  std::int64_t key_width, key_step, value_width, value_offset, value_step;
+  const std::int32_t* page_table;
+  std::int64_t table_stride;
+  const AttentionSequence* sequences;
+  const AttentionItem* items;
+  std::int64_t item_count;
+  const AttentionMerge* merges;
+  std::int64_t merge_count;
+  float scale;
+  bool causal;
+  int threads;
+  void* out;  // [T, H, value_width]
+  DType out_dtype;
+  std::int64_t out_token_stride, out_head_stride;
+  float* lse;  // [T, H]
+  float* slots;      // slot_floats() for each
+  float* scratch;    // scratch_floats() for each thread
 };
 
 }  // namespace latentkv

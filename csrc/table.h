@@ -8,6 +8,9 @@ namespace latentkv {
 struct Kernels {
   void (*rms_norm)(const RmsNormParams&);
   void (*write_rows)(const WriteRowsParams&);
+  void (*attention)(const AttentionParams&);
+  std::int64_t (*attention_scratch)(const AttentionParams&);  // floats for each thread
+  std::int64_t (*attention_slot)(const AttentionParams&);     // floats for each slot
 };
 
 }  // namespace latentkv

@@ -2,6 +2,7 @@
 // the number of floats in its vectors.
 #pragma once
 
+#include "kernels/attention.h"
 #include "kernels/rms_norm.h"
 #include "kernels/write_rows.h"
 #include "table.h"
@@ -12,6 +13,9 @@ extern const Kernels kernels;
 constinit const Kernels kernels = {
     .rms_norm = rms_norm<LATENTKV_WIDTH>,
     .write_rows = write_rows<LATENTKV_WIDTH>,
+    .attention = attention<LATENTKV_WIDTH>,
+    .attention_scratch = attention_scratch<LATENTKV_WIDTH>,
+    .attention_slot = attention_slot<LATENTKV_WIDTH>,
 };
 
 }  // namespace latentkv::LATENTKV_ISA

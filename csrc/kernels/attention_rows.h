@@ -1,0 +1,78 @@
+// What attention's tiles read, made from what the caller has: context rows widened into strips, queries scaled and packed.
+#pragma once
+
+#include "kernels/attention_tiles.h"
+#include "kernels/write_rows.h"
+
+namespace latentkv::LATENTKV_ISA {
+
+inline std::int64_t round_up(std::int64_t value, std::int64_t step) { return (value + step - 1) / step * step; }
+
+// Where the rows of one sequence lie.
+class ContextRows {
+ public:
+  ContextRows(const AttentionParams& p, std::int64_t sequence)
+      : p_(p), pages_(p.page_table + sequence * p.table_stride) {}
+
+  // The addresses of rows begin ... end - 1, in elements of `element_bytes`.
+  void find(std::int64_t begin, std::int64_t end, std::int64_t element_bytes, const char** rows) const {
+    std::int64_t page = begin / p_.page_tokens, offset = begin % p_.page_tokens;
+    for (std::int64_t token = begin; token < end; ++token) {
+      const std::int64_t element = pages_[page] * p_.page_stride + offset * p_.row_stride;
+      *rows++ = static_cast<const char*>(p_.rows) + element * element_bytes;
+      if (++offset == p_.page_tokens) {
+        offset = 0;
+        ++page;
+      }
+    }
+  }
+
+ private:
+  const AttentionParams& p_;
+  const std::int32_t* pages_;
+};
+
+// `width` elements of each row, from element `first` on, as float32 into strips.
+template <int W, typename T>
+void widen_rows(const char* const* rows, std::int64_t count, std::int64_t first, std::int64_t width, float* strips) {
+  using S = Simd<W>;
+  for (std::int64_t token = 0; token < count; ++token) {
+    const T* from = reinterpret_cast<const T*>(rows[token]) + first;
+    float* to = strips + token * kStrip;
+    std::int64_t d = 0;
+    for (; d + kStrip <= width; d += kStrip, to += kChunkStrip) {
+      for (int i = 0; i < kStrip; i += W) S::store(to + i, S::load(from + d + i));
+    }
+    if (d < width) convert<W>(from + d, to, width - d);
+  }
+}
+
+// Zeros after the last column, which vectors along the columns read.
+inline void clear_margin(std::int64_t width, float* strips) {
+  const std::int64_t used = width % kStrip;
+  if (used == 0) return;
+  float* last = strips + width / kStrip * kChunkStrip;
+  for (std::int64_t token = 0; token < kChunk; ++token) {
+    for (std::int64_t d = used; d < kStrip; ++d) last[token * kStrip + d] = 0.0f;
+  }
+}
+
+// One query part of one row, times `factor`, as float32.
+template <int W, typename T>
+void scale_part(const QueryPart& part, std::int64_t token, std::int64_t head, float factor, float* to) {
+  using S = Simd<W>;
+  const T* from = static_cast<const T*>(part.data) + token * part.token_stride + head * part.head_stride;
+  const auto factors = S::broadcast(factor);
+  std::int64_t d = 0;
+  for (; d + W <= part.width; d += W) S::store(to + d, S::load(from + d) * factors);
+  if (d < part.width) S::store_part(to + d, S::load_part(from + d, part.width - d) * factors, part.width - d);
+}
+
+template <int W>
+void scale_part(const QueryPart& part, std::int64_t token, std::int64_t head, float factor, float* to) {
+  if (part.width == 0) return;
+  part.dtype == DType::f32 ? scale_part<W, float>(part, token, head, factor, to)
+                           : scale_part<W, bf16>(part, token, head, factor, to);
+}
+
+}  // namespace latentkv::LATENTKV_ISA

@@ -1,0 +1,150 @@
+"""How the native kernel's work is divided: which rows against which range of the context, and what is merged.
+
+Made from lengths alone, once per step. Knows no tensors of the model; the records are those of csrc/params.h.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Rows (token and head) that the kernel computes together, and context tokens it walks in one go: csrc/kernels.
+TILE_ROWS = 64
+CHUNK_TOKENS = 48
+# A range of context this short is not worth the merge.
+LEAST_TOKENS = 10 * CHUNK_TOKENS
+# More items than threads: the last to finish is then late by little.
+ITEMS_PER_THREAD = 4
+# What one context token costs besides its rows, in rows: reading and widening it.
+TOKEN_ROWS = 4
+# With `deterministic`, the pieces of a context depend on the sequence's own lengths alone.
+FIXED_TOKENS = 20 * CHUNK_TOKENS
+FIXED_PIECES = 16
+
+
+@dataclass(frozen=True)
+class Work:
+    """Records for one kernel call.
+
+    sequences: [B, 3] int64: first row of the query, query_len, context_len
+    items:     [items, 8] int64: sequence, group, first row, rows, context begin, end, slot to load, slot to store
+    merges:    [merges, 6] int64: sequence, group, first row, rows, first slot, slots
+    slots:     unfinished results kept at once
+    threads:   threads the items were made for
+    """
+
+    sequences: Tensor
+    items: Tensor
+    merges: Tensor
+    slots: int
+    threads: int
+
+    @property
+    def records(self) -> tuple[Tensor, Tensor, Tensor, int]:
+        """As the kernel takes them."""
+        return self.sequences, self.items, self.merges, self.slots
+
+
+@dataclass(frozen=True, slots=True)
+class _Tile:
+    sequence: int
+    group: int
+    first_row: int
+    rows: int
+    seen: int
+    context: int
+
+    @property
+    def cost(self) -> int:
+        return self.seen * (self.rows + TOKEN_ROWS)
+
+
+def divide(
+    lengths: Sequence[tuple[int, int]],
+    *,
+    chosen: Iterable[int],
+    heads: int,
+    groups: int,
+    threads: int,
+    deterministic: bool = False,
+) -> Work:
+    """Work over the `chosen` sequences of a batch with these (query_len, context_len), for `threads` threads.
+
+    Rows of one sequence and KV group are numbered head by head: row = head in group * query_len + token.
+    """
+    starts, start = [], 0
+    for query_len, _ in lengths:
+        starts.append(start)
+        start += query_len
+    tiles = [
+        tile
+        for index in chosen
+        for group in range(groups)
+        for tile in _tiles(index, group, heads // groups, *lengths[index])
+    ]
+    share = max(1, sum(tile.cost for tile in tiles) // (threads * ITEMS_PER_THREAD))
+    items: list[tuple[int, ...]] = []
+    merges: list[tuple[int, ...]] = []
+    slots = 0
+    tiles_of = _count_by_sequence(tiles)
+    for tile in tiles:
+        pieces = _fixed_pieces(tile, tiles_of[tile.sequence]) if deterministic else _pieces(tile, share, threads)
+        where = (tile.sequence, tile.group, tile.first_row, tile.rows)
+        if len(pieces) == 1:
+            items.append((*where, 0, tile.context, -1, -1))
+            continue
+        merges.append((*where, slots, len(pieces)))
+        for begin, end in pieces:
+            items.append((*where, begin, end, -1, slots))
+            slots += 1
+    # Longest first: what is left for the end is short.
+    items.sort(key=lambda item: -(item[5] - item[4]) * (item[3] + TOKEN_ROWS))
+    sequences = [(begin, *pair) for begin, pair in zip(starts, lengths, strict=True)]
+    return Work(_records(sequences, 3), _records(items, 8), _records(merges, 6), slots, threads)
+
+
+def _tiles(sequence: int, group: int, heads: int, query_len: int, context_len: int) -> Iterable[_Tile]:
+    rows = heads * query_len
+    if rows == 0:
+        return
+    size = -(-rows // -(-rows // TILE_ROWS))
+    size = -(-size // 16) * 16
+    for first in range(0, rows, size):
+        last = min(first + size, rows) - 1
+        token = last % query_len if first // query_len == last // query_len else query_len - 1
+        seen = max(0, context_len - (query_len - 1 - token))
+        yield _Tile(sequence, group, first, last - first + 1, seen, context_len)
+
+
+def _pieces(tile: _Tile, share: int, threads: int) -> list[tuple[int, int]]:
+    most = max(1, tile.seen // LEAST_TOKENS)
+    count = 1 if threads == 1 else min(most, -(-tile.cost // share))
+    return _cut(tile, count)
+
+
+def _fixed_pieces(tile: _Tile, tiles: int) -> list[tuple[int, int]]:
+    return _cut(tile, max(1, min(tile.seen // FIXED_TOKENS, FIXED_PIECES // tiles)))
+
+
+def _cut(tile: _Tile, count: int) -> list[tuple[int, int]]:
+    """`count` ranges of whole chunks; the last also holds what only a call without causal mask sees."""
+    chunks = -(-tile.seen // CHUNK_TOKENS)
+    cuts = [chunks * i // count * CHUNK_TOKENS for i in range(count)]
+    return list(zip(cuts, [*cuts[1:], tile.context], strict=True))
+
+
+def _count_by_sequence(tiles: Iterable[_Tile]) -> dict[int, int]:
+    counts: dict[int, int] = {}
+    for tile in tiles:
+        counts[tile.sequence] = counts.get(tile.sequence, 0) + 1
+    return counts
+
+
+def _records(rows: Sequence[tuple[int, ...]], width: int) -> Tensor:
+    if not rows:
+        return torch.empty(0, width, dtype=torch.int64)
+    return torch.frombuffer(array("q", [value for row in rows for value in row]), dtype=torch.int64).view(-1, width)

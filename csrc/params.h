@@ -82,7 +82,7 @@ struct AttentionParams {
   std::int64_t item_count;
   const AttentionMerge* merges;
   std::int64_t merge_count;
-  float scale;
+  float scale_log2;  // scale of the scores times log2(e): the kernel counts in powers of 2
   bool causal;
   int threads;
   void* out;  // [T, H, value_width]

@@ -7,6 +7,8 @@ namespace latentkv {
 namespace nb = nanobind;
 namespace {
 
+constexpr double kLog2E = 1.4426950408889634;
+
 struct Free {
   void operator()(float* memory) const { std::free(memory); }
 };
@@ -102,7 +104,7 @@ void check_items(const AttentionParams& p, std::int64_t sequences, std::int64_t 
 
 void attention(const Isa& isa, nb::handle out, nb::handle lse, nb::handle a, nb::handle b, nb::handle rows,
                nb::handle page_table, nb::tuple plan, nb::tuple key, nb::tuple value, std::int64_t groups,
-               std::int64_t b_blocks, float scale, bool causal, int threads) {
+               std::int64_t b_blocks, double scale, bool causal, int threads) {
   const Array result = cube_of(out, "out"), table = array_of(page_table, "page_table"), pages = cube_of(rows, "rows");
   const Array sums = array_of(lse, "lse");
   if (sums.ndim != 2 || sums.dtype != DType::f32 || sums.shape[0] != result.shape[0] ||
@@ -127,7 +129,7 @@ void attention(const Isa& isa, nb::handle out, nb::handle lse, nb::handle a, nb:
   p.value_step = nb::cast<std::int64_t>(value[1]);
   p.page_table = static_cast<const std::int32_t*>(table.data);
   p.table_stride = table.stride[0];
-  p.scale = scale;
+  p.scale_log2 = static_cast<float>(scale * kLog2E);
   p.causal = causal;
   p.out = result.data;
   p.out_dtype = result.dtype;

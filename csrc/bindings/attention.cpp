@@ -102,9 +102,16 @@ void check_items(const AttentionParams& p, std::int64_t sequences, std::int64_t 
   }
 }
 
+// Unfinished results that outlive the call.
+float* slots_of(nb::handle object, std::int64_t floats) {
+  const Array array = vector_of(object, "slots", {DType::f32});
+  if (array.shape[0] < floats) refuse("slots", std::to_string(floats) + " floats", std::to_string(array.shape[0]));
+  return static_cast<float*>(array.data);
+}
+
 void attention(const Isa& isa, nb::handle out, nb::handle lse, nb::handle a, nb::handle b, nb::handle rows,
                nb::handle page_table, nb::tuple plan, nb::tuple key, nb::tuple value, std::int64_t groups,
-               std::int64_t b_blocks, double scale, bool causal, int threads) {
+               std::int64_t b_blocks, double scale, bool causal, int threads, nb::handle slot_memory) {
   const Array result = cube_of(out, "out"), table = array_of(page_table, "page_table"), pages = cube_of(rows, "rows");
   const Array sums = array_of(lse, "lse");
   if (sums.ndim != 2 || sums.dtype != DType::f32 || sums.shape[0] != result.shape[0] ||
@@ -147,11 +154,13 @@ void attention(const Isa& isa, nb::handle out, nb::handle lse, nb::handle a, nb:
   if (p.item_count == 0) return;
   p.threads = static_cast<int>(threads < p.item_count ? threads : p.item_count);
   if (p.threads < 1) p.threads = 1;
+  const std::int64_t slot_floats = isa.kernels->attention_slot(p) * slots;
+  float* const kept = slot_memory.is_none() ? nullptr : slots_of(slot_memory, slot_floats);
   nb::gil_scoped_release unlocked;
   const Floats scratch = allocate(isa.kernels->attention_scratch(p) * p.threads);
-  const Floats memory = allocate(isa.kernels->attention_slot(p) * slots);
+  const Floats memory = allocate(kept == nullptr ? slot_floats : 0);
   p.scratch = scratch.get();
-  p.slots = memory.get();
+  p.slots = kept == nullptr ? memory.get() : kept;
   isa.kernels->attention(p);
 }
 
@@ -161,6 +170,7 @@ void bind_attention(nb::class_<Isa>& isa) {
   isa.def("attention", &attention, nb::arg("out"), nb::arg("lse"), nb::arg("a").none(), nb::arg("b").none(),
           nb::arg("rows"), nb::arg("page_table"), nb::arg("plan"), nb::arg("key"), nb::arg("value"), nb::arg("groups"),
           nb::arg("b_blocks"), nb::arg("scale"), nb::arg("causal"), nb::arg("threads"),
+          nb::arg("slots").none() = nb::none(),
           "Attention over paged rows; see backends/native.py, which alone calls it.");
 }
 

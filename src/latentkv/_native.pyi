@@ -13,6 +13,24 @@ class Isa:
     def rms_norm(
         self, x: Any, weight: Any, eps: float, out: Any, residual: Any | None = None, sum: Any | None = None
     ) -> None: ...
+    def attention(
+        self,
+        out: Any,
+        lse: Any,
+        a: Any | None,
+        b: Any | None,
+        rows: Any,
+        page_table: Any,
+        plan: tuple[Any, Any, Any, int],
+        key: tuple[int, int],
+        value: tuple[int, int],
+        groups: int,
+        b_blocks: int,
+        scale: float,
+        causal: bool,
+        threads: int,
+        slots: Any | None = None,
+    ) -> None: ...
     def write_rows(self, rows: Any, slots: Any, parts: tuple[Any, ...]) -> None: ...
 
 def isas() -> tuple[Isa, ...]: ...

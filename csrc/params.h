@@ -41,6 +41,42 @@ struct WriteRowsParams {
   Matrix cache;
 };
 
+// An RMSNorm of rows: weight is [n] adjacent elements, or null where there is no norm.
+struct Norm {
+  const void* weight;
+  DType dtype;
+  float eps;
+};
+
+// Cosine and sine of every token's rotation angles, each [T, pairs].
+struct AngleTable {
+  const float *cos, *sin;
+  std::int64_t pairs, cos_stride, sin_stride;
+};
+
+// Cache row slots[t] = kv row t: the first `latent_width` elements normed, the others, in `groups` blocks, normed and
+// rotated block by block. Everything in between is float32.
+struct WriteLatentParams {
+  Matrix kv;
+  std::int64_t latent_width, groups;
+  Norm latent_norm, rope_norm;
+  AngleTable angles;  // kv.rows tokens; groups share its pairs evenly
+  bool interleaved;
+  const std::int64_t* slots;  // as in WriteRowsParams
+  Matrix cache;
+};
+
+// In every head of query [T, H, nope + 2 * pairs / groups], elements from `nope` on normed and rotated in place. Head h
+// turns with block h * groups / heads of its token's angles.
+struct RotateQueryParams {
+  void* query;
+  DType dtype;
+  std::int64_t tokens, heads, nope, groups, token_stride, head_stride;
+  Norm norm;
+  AngleTable angles;
+  bool interleaved;
+};
+
 // A query part [T, H, width]: element d of (token, head) stands at token * token_stride + head * head_stride + d.
 struct QueryPart {
   const void* data;  // or null when width is 0

@@ -7,6 +7,8 @@ namespace latentkv {
 
 struct Kernels {
   void (*rms_norm)(const RmsNormParams&);
+  void (*rotate_query)(const RotateQueryParams&);
+  void (*write_latent)(const WriteLatentParams&);
   void (*write_rows)(const WriteRowsParams&);
   void (*attention)(const AttentionParams&);
   std::int64_t (*attention_scratch)(const AttentionParams&);  // floats for each thread

@@ -4,6 +4,8 @@
 
 #include "kernels/attention.h"
 #include "kernels/rms_norm.h"
+#include "kernels/rope.h"
+#include "kernels/write_latent.h"
 #include "kernels/write_rows.h"
 #include "table.h"
 
@@ -12,6 +14,8 @@ namespace latentkv::LATENTKV_ISA {
 extern const Kernels kernels;
 constinit const Kernels kernels = {
     .rms_norm = rms_norm<LATENTKV_WIDTH>,
+    .rotate_query = rotate_query<LATENTKV_WIDTH>,
+    .write_latent = write_latent<LATENTKV_WIDTH>,
     .write_rows = write_rows<LATENTKV_WIDTH>,
     .attention = attention<LATENTKV_WIDTH>,
     .attention_scratch = attention_scratch<LATENTKV_WIDTH>,

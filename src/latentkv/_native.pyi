@@ -31,6 +31,32 @@ class Isa:
         threads: int,
         slots: Any | None = None,
     ) -> None: ...
+    def rotate_query(
+        self,
+        query: Any,
+        *,
+        norm: Any | None,
+        eps: float,
+        angles: tuple[Any, Any],
+        groups: int,
+        interleaved: bool,
+        nope: int,
+    ) -> None: ...
+    def write_latent(
+        self,
+        rows: Any,
+        slots: Any,
+        kv: Any,
+        *,
+        latent_width: int,
+        latent_norm: Any | None,
+        latent_eps: float,
+        rope_norm: Any | None,
+        rope_eps: float,
+        angles: tuple[Any, Any],
+        groups: int,
+        interleaved: bool,
+    ) -> None: ...
     def write_rows(self, rows: Any, slots: Any, parts: tuple[Any, ...]) -> None: ...
 
 def isas() -> tuple[Isa, ...]: ...

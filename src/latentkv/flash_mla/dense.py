@@ -50,7 +50,7 @@ def dense_decode(
         for part, layer in zip(query, layers, strict=True)
     ]
     out, lse = torch.cat([part.out for part in done], dim=1), torch.cat([part.lse for part in done], dim=1)
-    return per_sequence(out, lse, q.shape[0])
+    return per_sequence(out, lse, *q.shape[:2])
 
 
 def _check_cache(k_cache: object, q: Tensor) -> Tensor:

@@ -50,9 +50,8 @@ def empty_to_infinity(lse: Tensor) -> Tensor:
     return lse.masked_fill_(lse == -torch.inf, torch.inf)
 
 
-def per_sequence(out: Tensor, lse: Tensor, sequences: int) -> tuple[Tensor, Tensor]:
+def per_sequence(out: Tensor, lse: Tensor, sequences: int, query_len: int) -> tuple[Tensor, Tensor]:
     """out [B * s_q, H, V] and lse [B * s_q, H] as [B, s_q, H, V] and [B, H, s_q], empty rows +inf."""
-    tokens, heads, width = out.shape
-    query_len = tokens // sequences if sequences else 0
+    heads, width = out.shape[1:]
     lse = empty_to_infinity(lse).view(sequences, query_len, heads)
     return out.view(sequences, query_len, heads, width), lse.transpose(1, 2).contiguous()

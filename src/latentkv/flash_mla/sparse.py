@@ -50,7 +50,7 @@ def sparse_decode(
     selections = [_select(q, choice, names, sizes) for choice, names in zip(choices, NAMES, strict=False)]
     meta.bind(sizes)
     out, lse = attend_selected(q.detach().flatten(0, 1), selections, value_width=value_width, scale=scale, sink=sink)
-    return per_sequence(out, lse, batch)
+    return per_sequence(out, lse, batch, query_len)
 
 
 def _select(q: Tensor, choice: CacheChoice, names: tuple[str, str, str], sizes: dict[str, object]) -> Selection:

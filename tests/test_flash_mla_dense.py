@@ -206,7 +206,7 @@ def test_metadata_refuses_another_mask() -> None:
     data = dense_data(SMALL)
     metadata, _ = get_mla_metadata()
     call(data, metadata)
-    with pytest.raises(StalePlanError, match="^causal: "):
+    with pytest.raises(StalePlanError, match=r"^causal: "):
         call(data, metadata, causal=False)
 
 

@@ -232,7 +232,7 @@ def test_metadata_refuses_other_choices() -> None:
     metadata, _ = get_mla_metadata()
     lengths = torch.full((BATCH,), 7, dtype=torch.int32)
     decode(metadata, topk_length=lengths)
-    with pytest.raises(StalePlanError, match="^topk_length: expected"):
+    with pytest.raises(StalePlanError, match=r"^topk_length: expected"):
         decode(metadata, topk_length=lengths + 1)
-    with pytest.raises(StalePlanError, match="^topk: expected 16, got 15"):
+    with pytest.raises(StalePlanError, match=r"^topk: expected 16, got 15"):
         decode(metadata, topk=15, topk_length=lengths)

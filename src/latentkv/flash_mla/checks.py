@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 
 import torch
@@ -64,7 +65,7 @@ def check_adjacent(name: str, value: Tensor) -> None:
 
 def check_number(name: str, value: object, *, remedy: str = "") -> float:
     """The finite number `value`. Raises OptionError for anything else; a bool is no number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
         raise OptionError(sentence(name, expected="a finite number", got=repr(value), remedy=remedy))
     return float(value)
 

@@ -129,4 +129,20 @@ struct AttentionParams {
   float* scratch;    // scratch_floats() for each thread
 };
 
+// Per-head matrix products around the latent form. x [T, H, K], out [T, H, J]:
+//   rows:    out[t, h, j] = sum over k of x[t, h, k] * w[h, j, k]
+//   columns: out[t, h, j] = sum over k of x[t, h, k] * w[h, k, j]
+struct ProjectParams {
+  QueryPart x;
+  std::int64_t tokens, heads, out_width;
+  const void* w;
+  DType w_dtype;
+  std::int64_t w_head_stride, w_row_stride;
+  void* out;
+  DType out_dtype;
+  std::int64_t out_token_stride, out_head_stride;
+  int threads;
+  float* scratch;  // project_scratch() floats for each thread
+};
+
 }  // namespace latentkv

@@ -13,6 +13,9 @@ struct Kernels {
   void (*attention)(const AttentionParams&);
   std::int64_t (*attention_scratch)(const AttentionParams&);  // floats for each thread
   std::int64_t (*attention_slot)(const AttentionParams&);     // floats for each slot
+  void (*project_rows)(const ProjectParams&);
+  void (*project_columns)(const ProjectParams&);
+  std::int64_t (*project_scratch)(const ProjectParams&);  // floats for each thread
 };
 
 }  // namespace latentkv

@@ -1,6 +1,4 @@
-#include <cstdlib>
-#include <memory>
-
+#include "bindings/memory.h"
 #include "bindings/ops.h"
 
 namespace latentkv {
@@ -8,30 +6,6 @@ namespace nb = nanobind;
 namespace {
 
 constexpr double kLog2E = 1.4426950408889634;
-
-struct Free {
-  void operator()(float* memory) const { std::free(memory); }
-};
-using Floats = std::unique_ptr<float, Free>;
-
-Floats allocate(std::int64_t floats) {
-  constexpr std::int64_t kLine = 64;
-  const std::int64_t bytes = (floats * static_cast<std::int64_t>(sizeof(float)) + kLine - 1) / kLine * kLine;
-  auto* memory = static_cast<float*>(std::aligned_alloc(kLine, bytes));
-  if (memory == nullptr) throw std::bad_alloc();
-  return Floats(memory);
-}
-
-bool is_float(const Array& array) { return array.dtype == DType::f32 || array.dtype == DType::bf16; }
-
-// [a, b, c] whose last dimension is adjacent.
-Array cube_of(nb::handle object, const char* name) {
-  const Array array = array_of(object, name);
-  if (array.ndim != 3) refuse(name, "3 dimensions", std::to_string(array.ndim));
-  if (!is_float(array)) throw Declined(std::string(name) + ": no native kernel for this dtype");
-  if (array.shape[2] > 1 && array.stride[2] != 1) throw Declined(std::string(name) + ": last dimension is strided");
-  return array;
-}
 
 QueryPart query_part(nb::handle object, const char* name, const Array& out) {
   if (object.is_none()) return {};

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/attention.h"
+#include "kernels/project.h"
 #include "kernels/rms_norm.h"
 #include "kernels/rope.h"
 #include "kernels/write_latent.h"
@@ -20,6 +21,9 @@ constinit const Kernels kernels = {
     .attention = attention<LATENTKV_WIDTH>,
     .attention_scratch = attention_scratch<LATENTKV_WIDTH>,
     .attention_slot = attention_slot<LATENTKV_WIDTH>,
+    .project_rows = project_rows<LATENTKV_WIDTH>,
+    .project_columns = project_columns<LATENTKV_WIDTH>,
+    .project_scratch = project_scratch<LATENTKV_WIDTH>,
 };
 
 }  // namespace latentkv::LATENTKV_ISA

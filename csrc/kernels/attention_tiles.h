@@ -48,6 +48,7 @@ struct Ahead {
 };
 
 constexpr std::int64_t kStepColumns = 8;
+constexpr std::int64_t kStepTerms = 8;
 
 // scores[token][row] += keys[token] · q[row] over the columns of `range` for `Tokens` tokens and
 // Vectors * W rows; q is [columns][Vectors * W].
@@ -113,33 +114,36 @@ void dot_direct(const float* q, std::int64_t q_stride, const T* const* keys, Ran
 }
 
 // out[row] = out[row] * shrink[row] + sum over terms of weight(row, term) * values[term], for `Rows` rows and Vectors * W
-// columns; the weight stands at weights[row * RowStep + term * TermStep], rows of values and of out are kStrip apart.
-template <int W, int Rows, int Vectors, std::int64_t RowStep, std::int64_t TermStep>
+// columns; the weight stands at weights[term * kRows + row], rows of values and of out are kStrip apart.
+template <int W, int Rows, int Vectors>
 void sum_tile(const float* weights, const float* values, std::int64_t terms, const float* shrink, float* out,
               Ahead& ahead) {
   using S = Simd<W>;
   typename S::F sum[Rows][Vectors];
-  #pragma GCC unroll 32
+#pragma GCC unroll 32
   for (int r = 0; r < Rows; ++r) {
     const auto factor = S::broadcast(shrink[r]);
-    #pragma GCC unroll 32
+#pragma GCC unroll 32
     for (int v = 0; v < Vectors; ++v) sum[r][v] = S::load(out + r * kStrip + v * W) * factor;
   }
-  for (std::int64_t term = 0; term < terms; ++term, weights += TermStep, values += kStrip) {
-    ahead.step();
-    typename S::F value[Vectors];
-    #pragma GCC unroll 32
-    for (int v = 0; v < Vectors; ++v) value[v] = S::load(values + v * W);
-    #pragma GCC unroll 32
-    for (int r = 0; r < Rows; ++r) {
-      const auto weight = S::broadcast(weights[r * RowStep]);
-      #pragma GCC unroll 32
-      for (int v = 0; v < Vectors; ++v) sum[r][v] = S::fma(weight, value[v], sum[r][v]);
+  for (std::int64_t term = 0; term < terms;) {
+    const std::int64_t stop = term + kStepTerms < terms ? term + kStepTerms : terms;
+    for (; term < stop; ++term, weights += kRows, values += kStrip) {
+      typename S::F value[Vectors];
+#pragma GCC unroll 32
+      for (int v = 0; v < Vectors; ++v) value[v] = S::load(values + v * W);
+#pragma GCC unroll 32
+      for (int r = 0; r < Rows; ++r) {
+        const auto weight = S::broadcast(weights[r]);
+#pragma GCC unroll 32
+        for (int v = 0; v < Vectors; ++v) sum[r][v] = S::fma(weight, value[v], sum[r][v]);
+      }
     }
+    ahead.step();
   }
-  #pragma GCC unroll 32
+#pragma GCC unroll 32
   for (int r = 0; r < Rows; ++r) {
-    #pragma GCC unroll 32
+#pragma GCC unroll 32
     for (int v = 0; v < Vectors; ++v) S::store(out + r * kStrip + v * W, sum[r][v]);
   }
 }

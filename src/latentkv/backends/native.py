@@ -16,10 +16,11 @@ from latentkv.backends.cost import cheaper_form
 from latentkv.backends.isa import find_isa, native_missing
 from latentkv.backends.native_head import attend_expanded
 from latentkv.backends.native_plan import Work, divide
+from latentkv.backends.native_project import project_columns, project_rows
 from latentkv.cache.batch import Batch
 from latentkv.cache.latent import LayerCache
 from latentkv.errors import StalePlanError
-from latentkv.ops.absorb import UpProjection, absorb_query, expand_output
+from latentkv.ops.absorb import UpProjection
 
 QUERY_DTYPES = ("float32", "bfloat16")
 FORMATS = ("f32", "bf16")
@@ -149,7 +150,7 @@ class _Call:
             nope = value_width if up is None else request.qk_nope_head_dim
             a, b = query[..., :nope], query[..., nope:]
             if up is not None:
-                a = absorb_query(a.float(), up.w_uk.float()) if nope else None
+                a = project_columns(find_isa(self.isa), a, up.w_uk) if nope else None
             key, value = (request.kv_lora_rank + request.qk_rope_head_dim, 0), (-1, 0)
         dtype = query.dtype if up is None else torch.float32
         out = torch.zeros(query.shape[0], request.num_heads, value_width, dtype=dtype)
@@ -172,7 +173,9 @@ class _Call:
             work.threads,
         )
         if up is not None:
-            out = expand_output(out, up.w_uv.float()).to(query.dtype)
+            expanded = query.new_empty(query.shape[0], request.num_heads, request.v_head_dim)
+            project_rows(find_isa(self.isa), out, up.w_uv, into=expanded)
+            out = expanded
         return out, lse
 
 

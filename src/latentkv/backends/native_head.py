@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from latentkv.backends.native_plan import divide_stretch
+from latentkv.backends.native_project import project_rows
 from latentkv.cache.batch import Batch
 from latentkv.cache.latent import LayerCache
 from latentkv.errors import ShapeError, sentence
@@ -53,7 +54,7 @@ def attend_expanded(
     stretch = max(1, min(STRETCH_TOKENS, context_len))
     row_floats = width + up.w_uv.shape[1]
     together = max(1, min(heads, EXPANDED_BYTES // (stretch * row_floats * FLOAT_BYTES)))
-    expanded = torch.empty(1, stretch, together * row_floats)
+    expanded = torch.empty(1, stretch, together, row_floats)
     threads = torch.get_num_threads()
     # Every stretch lies in the same place: "page" 0 of the expanded rows.
     page_table = torch.zeros(1, -(-context_len // stretch), dtype=torch.int32)
@@ -69,13 +70,13 @@ def attend_expanded(
             if slots is None:
                 slots = torch.empty(work.slots * _slot_floats(up.w_uv.shape[1]))
             tokens = torch.arange(begin, min(begin + stretch, context_len))
-            _expand(cache, pages, tokens, up, some, expanded, rope_groups=rope_groups, key_width=width)
+            _expand(isa, cache, pages, tokens, up, some, expanded, rope_groups=rope_groups)
             isa.attention(
                 out[:, some],
                 part_lse,
                 query[:, some],
                 None,
-                expanded,
+                expanded.flatten(2),
                 page_table,
                 work.records,
                 (width, row_floats),
@@ -96,6 +97,7 @@ def _slot_floats(value_width: int) -> int:
 
 
 def _expand(
+    isa: Isa,
     cache: LayerCache,
     pages: Tensor,
     tokens: Tensor,
@@ -104,20 +106,18 @@ def _expand(
     expanded: Tensor,
     *,
     rope_groups: int,
-    key_width: int,
 ) -> None:
-    """Rows [k_nope | k_rope | v] of heads `some` for these context tokens, into `expanded`."""
+    """Rows [k_nope | k_rope | v] of heads `some` and these context tokens into `expanded` [1, tokens, heads, width]."""
     page_tokens, (heads, nope, _) = cache.page_tokens, up.w_uk.shape
     parts = cache.read(pages[tokens // page_tokens] * page_tokens + tokens % page_tokens)
-    rows = expanded[0, : tokens.numel()].view(tokens.numel(), -1, key_width + up.w_uv.shape[1])
-    rope_width = key_width - nope
-    for place, head in enumerate(range(some.start, some.stop)):
-        row = rows[:, place]
-        if nope:
-            torch.mm(parts["latent"], up.w_uk[head].float().T, out=row[:, :nope])
-        block = head * rope_groups // heads * rope_width
-        row[:, nope:key_width] = parts["rope"][:, block : block + rope_width]
-        torch.mm(parts["latent"], up.w_uv[head].float().T, out=row[:, key_width:])
+    rows = expanded[0, : tokens.numel(), : some.stop - some.start]
+    value = rows.shape[2] - up.w_uv.shape[1]
+    latent = parts["latent"][:, None].expand(-1, rows.shape[1], -1)
+    if nope:
+        project_rows(isa, latent, up.w_uk[some], into=rows[..., :nope])
+    blocks = parts["rope"].view(tokens.numel(), rope_groups, value - nope)
+    rows[..., nope:value] = blocks[:, torch.arange(some.start, some.stop) * rope_groups // heads]
+    project_rows(isa, latent, up.w_uv[some], into=rows[..., value:])
 
 
 def _pages(cache: LayerCache, batch: Batch, index: int) -> Tensor:

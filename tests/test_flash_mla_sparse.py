@@ -236,3 +236,15 @@ def test_metadata_refuses_other_choices() -> None:
         decode(metadata, topk_length=lengths + 1)
     with pytest.raises(StalePlanError, match=r"^topk: expected 16, got 15"):
         decode(metadata, topk=15, topk_length=lengths)
+
+
+def test_pages_that_share_rows() -> None:
+    """Cached pages that are one page seen several times: an index of -1 must not become one of its rows."""
+    page, q = normal(1, 8, 1, 40, seed=1), normal(1, 2, 3, 40, seed=0)
+    indices = torch.tensor([[[-1, 9, 17, 25, 32], [-1, 32, -9, 40, 33]]], dtype=torch.int32)
+    cache = page.expand(4, 8, 1, 40)
+    out, lse = flash_mla_with_kvcache(q, cache, None, None, 32, *get_mla_metadata(), indices=indices)
+    row = page[0, 1, 0, :32].expand(3, 32)
+    assert_close(out[0, 0], row.double(), tolerance="float32")
+    assert not out[0, 1].any()
+    assert (lse[0, :, 1] == torch.inf).all()

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/attention.h"
+#include "kernels/ceiling.h"
 #include "kernels/project.h"
 #include "kernels/rms_norm.h"
 #include "kernels/rope.h"
@@ -21,6 +22,9 @@ constinit const Kernels kernels = {
     .attention = attention<LATENTKV_WIDTH>,
     .attention_scratch = attention_scratch<LATENTKV_WIDTH>,
     .attention_slot = attention_slot<LATENTKV_WIDTH>,
+    .fma_burst = fma_burst<LATENTKV_WIDTH>,
+    .fma_burst_flops = fma_burst_flops<LATENTKV_WIDTH>,
+    .read_burst = read_burst<LATENTKV_WIDTH>,
     .project_rows = project_rows<LATENTKV_WIDTH>,
     .project_columns = project_columns<LATENTKV_WIDTH>,
     .project_scratch = project_scratch<LATENTKV_WIDTH>,

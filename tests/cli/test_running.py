@@ -67,7 +67,9 @@ def test_line_of_a_model_with_latents_of_its_own() -> None:
     line = stats_line(
         stats(bytes_per_token=69_120), geometry=V2, original=V2, cache_format="bf16", attention_path="native:avx2"
     )
-    assert line.endswith("cache 69,120 B/token (bf16 MLA) vs 307,200 (GQA-8) vs 4,915,200 (MHA) · attention native:avx2")
+    assert line.endswith(
+        "cache 69,120 B/token (bf16 MLA) vs 307,200 (GQA-8) vs 4,915,200 (MHA) · attention native:avx2"
+    )
 
 
 def test_line_of_a_model_in_its_own_form() -> None:

@@ -80,6 +80,7 @@ def load_model(
     dtype: str = "auto",
     attention: Attention = "mla",
     backend: str = "auto",
+    deterministic: bool = False,
     progress: Progress | None = None,
 ) -> LoadedModel:
     """Load a model: a folder, a `.gguf` file, a hub id, or (None) the default model.
@@ -89,6 +90,7 @@ def load_model(
     attention: "mla" sees a GQA or MHA checkpoint as the MLA model that computes the same function; "gqa" runs it as
                it is, and is an error for a checkpoint that has latents already
     backend:   attention backend by name, or "auto"
+    deterministic: of attention alone, see `attend`; the linear layers' sums are torch's
     progress:  called with (layers read, layers in all)
 
     Raises OptionError for an unknown option, and what `open_checkpoint` and `Model.read` raise.
@@ -111,7 +113,7 @@ def load_model(
         source,
         ModelConfig.from_dict(config),
         dtype=resolve_dtype(dtype, source),
-        execution=Execution(choose_kernels(), backend=backend),
+        execution=Execution(choose_kernels(), backend=backend, deterministic=deterministic),
         progress=progress,
     )
     return LoadedModel(loaded, checkpoint.tokenizer, checkpoint.files, original)

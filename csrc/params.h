@@ -6,9 +6,14 @@
 
 namespace latentkv {
 
-enum class DType : std::uint8_t { f32, bf16, i32, i64 };
+enum class DType : std::uint8_t { f32, bf16, f16, i32, i64 };
 
 struct bf16 {
+  std::uint16_t bits;
+};
+
+// IEEE 754 binary16: only what the cache stores.
+struct f16 {
   std::uint16_t bits;
 };
 

@@ -38,6 +38,7 @@ DType dtype_of(const nb::dlpack::dtype& dtype, const char* name) {
   };
   if (is(nb::dlpack::dtype_code::Float, 32)) return DType::f32;
   if (is(nb::dlpack::dtype_code::Bfloat, 16)) return DType::bf16;
+  if (is(nb::dlpack::dtype_code::Float, 16)) return DType::f16;
   if (is(nb::dlpack::dtype_code::Int, 32)) return DType::i32;
   if (is(nb::dlpack::dtype_code::Int, 64)) return DType::i64;
   throw Declined(std::string(name) + ": no native kernel for this dtype");
@@ -80,18 +81,18 @@ Array from_dlpack(nb::handle object, const char* name) {
   return array;
 }
 
-void check_dtype(const Array& array, const char* name, std::initializer_list<DType> dtypes) {
-  for (const DType dtype : dtypes) {
-    if (array.dtype == dtype) return;
-  }
-  throw Declined(std::string(name) + ": no native kernel for this dtype");
-}
-
 }  // namespace
 
 Array array_of(nb::handle object, const char* name) {
   const ExchangeTable* table = exchange_table(object);
   return table != nullptr ? from_exchange(*table, object, name) : from_dlpack(object, name);
+}
+
+void check_dtype(const Array& array, const char* name, std::initializer_list<DType> dtypes) {
+  for (const DType dtype : dtypes) {
+    if (array.dtype == dtype) return;
+  }
+  throw Declined(std::string(name) + ": no native kernel for this dtype");
 }
 
 Matrix matrix_of(nb::handle object, const char* name, std::initializer_list<DType> dtypes) {

@@ -105,8 +105,8 @@ float* slots_of(nb::handle object, std::int64_t floats) {
 void attention(const Isa& isa, nb::handle out, nb::handle lse, nb::handle a, nb::handle b, nb::handle rows,
                nb::handle page_table, nb::tuple plan, nb::tuple key, nb::tuple value, std::int64_t groups,
                std::int64_t b_blocks, double scale, bool causal, int threads, nb::handle slot_memory) {
-  const Array result = cube_of(out, "out"), table = array_of(page_table, "page_table"), pages = cube_of(rows, "rows");
-  const Array sums = array_of(lse, "lse");
+  const Array result = cube_of(out, "out"), table = array_of(page_table, "page_table");
+  const Array pages = cube_of(rows, "rows", kStored), sums = array_of(lse, "lse");
   if (sums.ndim != 2 || sums.dtype != DType::f32 || sums.shape[0] != result.shape[0] ||
       sums.shape[1] != result.shape[1] || (sums.shape[0] > 1 && sums.stride[0] != sums.shape[1])) {
     refuse("lse", "[T, H] float32, adjacent", "another");

@@ -16,7 +16,8 @@ from latentkv.backends.isa import available_isas
 from latentkv.backends.native import NativeBackend
 from latentkv.backends.portable import PortableBackend
 from latentkv.cache.batch import Batch
-from latentkv.cache.layout import PAGE_TOKENS, RowLayout, kv_row, mla_row
+from latentkv.cache.latent import LatentCache
+from latentkv.cache.layout import PAGE_TOKENS, CacheLayout, RowLayout, kv_row, mla_row
 from latentkv.errors import ShapeError, StalePlanError
 from latentkv.ops.absorb import UpProjection
 from support.compare import assert_close
@@ -24,7 +25,6 @@ from support.hostile import Hostile, awkward_lengths, hostile_case, strided_norm
 from support.reference import absorbed_reference, kv_reference, mla_reference
 
 MODES = ["decode", "prefill", "chunk", "mix", "empty"]
-DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 
 every_isa = pytest.mark.parametrize("isa", available_isas())
 
@@ -142,11 +142,15 @@ def test_grouped_query_attention(heads: int, groups: int, width: int, mode: str,
 @every_isa
 @pytest.mark.parametrize("form", ["latent", "head"])
 @pytest.mark.parametrize("query_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("format", ["bf16", "f16"])
 @pytest.mark.parametrize("name", ["deepseek", "one_head", "three_heads_odd", "grouped_with_nope"])
-def test_bfloat16_rounds_nothing_but_the_output(name: str, query_dtype: torch.dtype, form: Form, isa: str) -> None:
+def test_half_precision_rounds_nothing_but_the_output(
+    name: str, format: str, query_dtype: torch.dtype, form: Form, isa: str
+) -> None:
     sizes = SIZES[name]
-    row = mla_row("bf16", kv_lora_rank=sizes.L, qk_rope_head_dim=sizes.R)
-    case = hostile_case(row, awkward_lengths(16)["mix"], page_tokens=16)
+    row = mla_row(format, kv_lora_rank=sizes.L, qk_rope_head_dim=sizes.R)
+    # So many tokens that the roundings of the narrowest output average out, as the cosine's tolerance supposes.
+    case = hostile_case(row, 3 * awkward_lengths(16)["mix"], page_tokens=16)
     query = strided_normal(case.batch.num_tokens, sizes.H, sizes.N + sizes.query_rope, seed=11, dtype=query_dtype)
     up = UpProjection(sizes.up().w_uk.bfloat16(), sizes.up().w_uv.bfloat16())
     got = run(query, case, isa=isa, up=up, form=form)
@@ -155,6 +159,25 @@ def test_bfloat16_rounds_nothing_but_the_output(name: str, query_dtype: torch.dt
     )
     assert_close(got.out, out, tolerance=str(query_dtype).removeprefix("torch."))
     assert_close(got.lse, lse, tolerance="lse")
+
+
+@every_isa
+@pytest.mark.parametrize("heads", [1, 2, 7, 16])
+def test_every_float16_is_read_as_it_is(heads: int, isa: str) -> None:
+    """One context token has weight 1, so that the output is its value: subnormals, infinities and NaN included."""
+    layout = CacheLayout(kv_row("f16", num_key_value_heads=1, head_dim=8, v_head_dim=256), 1, 1)
+    layer = LatentCache(layout, 256).layer(0)
+    bits = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(256, 256)
+    layer.rows[:, 0, :8] = 0
+    layer.rows[:, 0, 8:] = bits.view(torch.float16)
+    pages = [[page] for page in range(256)]
+    batch = Batch.build(query_lens=[1] * 256, context_lens=[1] * 256, pages=pages, page_tokens=1)
+    request = request_for(torch.ones(256, heads, 8), layer, batch)
+    backend = NativeBackend(isa=isa)
+    plan = backend.plan(request, batch)
+    got = backend.run(plan, request, torch.ones(256, heads, 8), layer, batch, scale=1.0, causal=True, up=None)
+    expected = bits.view(torch.float16).float()[:, None].expand(-1, heads, -1)
+    assert_close(got.out, expected, tolerance="exact")
 
 
 @every_isa

@@ -1,4 +1,5 @@
-"""The native backend: the C++ kernel over float32 and bfloat16 rows in CPU memory, on the best instruction set here.
+"""The native backend: the C++ kernel over float32, bfloat16 and float16 rows in CPU memory, on the best instruction set
+here.
 
 It reads pages in place. What an item of work is and how it is computed: csrc/kernels/attention.h; the head form, which
 expands the context first: native_head.py.
@@ -23,7 +24,7 @@ from latentkv.errors import StalePlanError
 from latentkv.ops.absorb import UpProjection
 
 QUERY_DTYPES = ("float32", "bfloat16")
-FORMATS = ("f32", "bf16")
+FORMATS = ("f32", "bf16", "f16")
 # Floats in a vector of any instruction set at most.
 WIDEST_VECTOR = 16
 
@@ -45,7 +46,7 @@ class NativeBackend:
         self.isa = isa
 
     def supports(self, request: Request) -> Support:
-        """CPU, float32 or bfloat16 rows and queries, and the extension."""
+        """CPU, float32 or bfloat16 queries over rows of a known format, and the extension."""
         if request.device != "cpu":
             return Support(ok=False, reason=f"runs on the CPU only, not on {request.device}")
         if request.query_dtype not in QUERY_DTYPES or request.format not in FORMATS:

@@ -19,7 +19,6 @@ import torch
 
 from latentkv import Batch, CacheLayout, LatentCache
 from latentkv.attend import attend, plan_attend, request_for
-from latentkv.backends.cost import cheaper_form
 from latentkv.cache.layout import mla_row
 from latentkv.ops.absorb import UpProjection
 
@@ -56,8 +55,7 @@ def measure(geometry: tuple[int, ...], new: int, context: int, repeats: int) -> 
             attend(query, cache.layer(0), batch, scale=0.07, up=up, form=form, plan=plans[form])  # type: ignore[arg-type]
             if repeat:
                 spent.append(time.perf_counter() - begin)
-    request = request_for(query, cache.layer(0), batch, up=up)
-    chosen = cheaper_form(request, query_len=new, context_len=context)
+    [chosen] = plan_attend(request_for(query, cache.layer(0), batch, up=up), batch).forms
     return {"chosen": chosen, **{form: statistics.median(spent) for form, spent in times.items()}}
 
 

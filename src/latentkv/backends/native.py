@@ -23,6 +23,8 @@ from latentkv.cache.latent import LayerCache
 from latentkv.errors import StalePlanError
 from latentkv.ops.absorb import UpProjection
 
+# What an operation of the up-projections takes compared with one of attention proper: benchmarks/bench_forms.py.
+PROJECTION_COST = 2.2
 QUERY_DTYPES = ("float32", "bfloat16")
 FORMATS = ("f32", "bf16", "f16")
 # Floats in a vector of any instruction set at most.
@@ -188,4 +190,4 @@ def _form(request: Request, query_len: int, context_len: int) -> str:
         return "latent"
     if request.form != "auto":
         return request.form
-    return cheaper_form(request, query_len=query_len, context_len=context_len)
+    return cheaper_form(request, query_len=query_len, context_len=context_len, projection=PROJECTION_COST)

@@ -11,6 +11,8 @@ struct Kernels {
   void (*attention)(const AttentionParams&);
   std::int64_t (*attention_scratch)(const AttentionParams&);  // floats for each thread
   std::int64_t (*attention_slot)(const AttentionParams&);     // floats for each slot
+  void (*linear)(const LinearParams&);
+  std::int64_t (*linear_scratch)(const LinearParams&);  // bytes in all
 };
 
 }  // namespace latentkv

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/attention.h"
+#include "kernels/linear.h"
 #include "kernels/rms_norm.h"
 #include "kernels/write_rows.h"
 #include "table.h"
@@ -16,6 +17,8 @@ constinit const Kernels kernels = {
     .attention = attention<LATENTKV_WIDTH>,
     .attention_scratch = attention_scratch<LATENTKV_WIDTH>,
     .attention_slot = attention_slot<LATENTKV_WIDTH>,
+    .linear = linear<LATENTKV_WIDTH>,
+    .linear_scratch = linear_scratch<LATENTKV_WIDTH>,
 };
 
 }  // namespace latentkv::LATENTKV_ISA

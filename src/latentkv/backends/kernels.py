@@ -19,7 +19,8 @@ from latentkv.backends.isa import find_isa, native_missing
 from latentkv.cache.latent import LayerCache
 from latentkv.cache.layout import RowLayout
 from latentkv.errors import OptionError, sentence
-from latentkv.ops import norm
+from latentkv.backends.linear import NativeLinear
+from latentkv.ops import linear, norm
 
 if TYPE_CHECKING:
     from latentkv._native import Isa

@@ -38,7 +38,10 @@ NB_MODULE(_native, m) {
   isa.def_prop_ro("name", [](const Isa& self) { return self.name; });
   bind_attention(isa);
   bind_linear(m, isa);
+  bind_project(isa);
   bind_rms_norm(isa);
+  bind_rotate_query(isa);
+  bind_write_latent(isa);
   bind_write_rows(isa);
   m.def("isas", &isas_here, "The instruction sets that were built and that this CPU has; the default is the first.");
   m.def("cpu_flags", &cpu_flags, "The instruction set extensions that CPU and operating system offer.");

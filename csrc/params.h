@@ -45,6 +45,42 @@ struct WriteRowsParams {
   Matrix cache;
 };
 
+// An RMSNorm of rows: weight is [n] adjacent elements, or null where there is no norm.
+struct Norm {
+  const void* weight;
+  DType dtype;
+  float eps;
+};
+
+// Cosine and sine of every token's rotation angles, each [T, pairs].
+struct AngleTable {
+  const float *cos, *sin;
+  std::int64_t pairs, cos_stride, sin_stride;
+};
+
+// Cache row slots[t] = kv row t: the first `latent_width` elements normed, the others, in `groups` blocks, normed and
+// rotated block by block. Everything in between is float32.
+struct WriteLatentParams {
+  Matrix kv;
+  std::int64_t latent_width, groups;
+  Norm latent_norm, rope_norm;
+  AngleTable angles;  // kv.rows tokens; groups share its pairs evenly
+  bool interleaved;
+  const std::int64_t* slots;  // as in WriteRowsParams
+  Matrix cache;
+};
+
+// In every head of query [T, H, nope + 2 * pairs / groups], elements from `nope` on normed and rotated in place. Head h
+// turns with block h * groups / heads of its token's angles.
+struct RotateQueryParams {
+  void* query;
+  DType dtype;
+  std::int64_t tokens, heads, nope, groups, token_stride, head_stride;
+  Norm norm;
+  AngleTable angles;
+  bool interleaved;
+};
+
 // A query part [T, H, width]: element d of (token, head) stands at token * token_stride + head * head_stride + d.
 struct QueryPart {
   const void* data;  // or null when width is 0
@@ -86,7 +122,7 @@ struct AttentionParams {
   std::int64_t item_count;
   const AttentionMerge* merges;
   std::int64_t merge_count;
-  float scale;
+  float scale_log2;  // scale of the scores times log2(e): the kernel counts in powers of 2
   bool causal;
   int threads;
   void* out;  // [T, H, value_width]
@@ -99,15 +135,14 @@ struct AttentionParams {
 
 enum class WeightFormat : std::uint8_t { f32, bf16, int8, int4 };
 
-// A linear map from `cols` inputs to `rows` outputs. f32 and bf16: element (row, col) at row * row_stride + col * col_stride,
-// one of the two strides being 1. int8 and int4: panels of kPanelRows rows (the last one padded), of each the codes of four
+// A linear map from `cols` inputs to `rows` outputs. f32 and bf16: rows of adjacent elements. int8 and int4: panels of kPanelRows rows (the last one padded), of each the codes of four
 // neighbouring inputs together (ops/quantized.py shows the order); w = scale * (code - zero) + minimum, one scale and
 // minimum for each row and `group` inputs, at [panel][group][row in panel].
 struct LinearWeight {
   WeightFormat format;
   std::int64_t rows, cols;
   const void* data;
-  std::int64_t row_stride, col_stride;
+  std::int64_t row_stride;
   std::int64_t group;  // a multiple of 16 that divides cols; at most 128
   int zero;            // of int4; int8 has none
   DType scale_dtype;   // of scales and minima: f32, bf16, f16
@@ -128,9 +163,7 @@ struct LinearJob {
   Matrix out;
   Matrix residual;  // data or null
   float factor;
-  const void* norm;  // or null
-  DType norm_dtype;
-  float eps;
+  Norm norm;  // weight or null
 };
 
 // Jobs that follow each other and have one x prepare it once.
@@ -140,6 +173,22 @@ struct LinearParams {
   bool integer;  // int8 and int4: whether x may be rounded to int8 where that is faster
   int threads;
   char* scratch;  // linear_scratch() bytes, aligned to 64
+};
+
+// Per-head matrix products around the latent form. x [T, H, K], out [T, H, J]:
+//   rows:    out[t, h, j] = sum over k of x[t, h, k] * w[h, j, k]
+//   columns: out[t, h, j] = sum over k of x[t, h, k] * w[h, k, j]
+struct ProjectParams {
+  QueryPart x;
+  std::int64_t tokens, heads, out_width;
+  const void* w;
+  DType w_dtype;
+  std::int64_t w_head_stride, w_row_stride;
+  void* out;
+  DType out_dtype;
+  std::int64_t out_token_stride, out_head_stride;
+  int threads;
+  float* scratch;  // project_scratch() floats for each thread
 };
 
 }  // namespace latentkv

@@ -7,12 +7,17 @@ namespace latentkv {
 
 struct Kernels {
   void (*rms_norm)(const RmsNormParams&);
+  void (*rotate_query)(const RotateQueryParams&);
+  void (*write_latent)(const WriteLatentParams&);
   void (*write_rows)(const WriteRowsParams&);
   void (*attention)(const AttentionParams&);
   std::int64_t (*attention_scratch)(const AttentionParams&);  // floats for each thread
   std::int64_t (*attention_slot)(const AttentionParams&);     // floats for each slot
   void (*linear)(const LinearParams&);
   std::int64_t (*linear_scratch)(const LinearParams&);  // bytes in all
+  void (*project_rows)(const ProjectParams&);
+  void (*project_columns)(const ProjectParams&);
+  std::int64_t (*project_scratch)(const ProjectParams&);  // floats for each thread
 };
 
 }  // namespace latentkv

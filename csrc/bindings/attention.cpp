@@ -1,35 +1,11 @@
-#include <cstdlib>
-#include <memory>
-
+#include "bindings/memory.h"
 #include "bindings/ops.h"
 
 namespace latentkv {
 namespace nb = nanobind;
 namespace {
 
-struct Free {
-  void operator()(float* memory) const { std::free(memory); }
-};
-using Floats = std::unique_ptr<float, Free>;
-
-Floats allocate(std::int64_t floats) {
-  constexpr std::int64_t kLine = 64;
-  const std::int64_t bytes = (floats * static_cast<std::int64_t>(sizeof(float)) + kLine - 1) / kLine * kLine;
-  auto* memory = static_cast<float*>(std::aligned_alloc(kLine, bytes));
-  if (memory == nullptr) throw std::bad_alloc();
-  return Floats(memory);
-}
-
-bool is_float(const Array& array) { return array.dtype == DType::f32 || array.dtype == DType::bf16; }
-
-// [a, b, c] whose last dimension is adjacent.
-Array cube_of(nb::handle object, const char* name) {
-  const Array array = array_of(object, name);
-  if (array.ndim != 3) refuse(name, "3 dimensions", std::to_string(array.ndim));
-  if (!is_float(array)) throw Declined(std::string(name) + ": no native kernel for this dtype");
-  if (array.shape[2] > 1 && array.stride[2] != 1) throw Declined(std::string(name) + ": last dimension is strided");
-  return array;
-}
+constexpr double kLog2E = 1.4426950408889634;
 
 QueryPart query_part(nb::handle object, const char* name, const Array& out) {
   if (object.is_none()) return {};
@@ -100,9 +76,16 @@ void check_items(const AttentionParams& p, std::int64_t sequences, std::int64_t 
   }
 }
 
+// Unfinished results that outlive the call.
+float* slots_of(nb::handle object, std::int64_t floats) {
+  const Array array = vector_of(object, "slots", {DType::f32});
+  if (array.shape[0] < floats) refuse("slots", std::to_string(floats) + " floats", std::to_string(array.shape[0]));
+  return static_cast<float*>(array.data);
+}
+
 void attention(const Isa& isa, nb::handle out, nb::handle lse, nb::handle a, nb::handle b, nb::handle rows,
                nb::handle page_table, nb::tuple plan, nb::tuple key, nb::tuple value, std::int64_t groups,
-               std::int64_t b_blocks, float scale, bool causal, int threads) {
+               std::int64_t b_blocks, double scale, bool causal, int threads, nb::handle slot_memory) {
   const Array result = cube_of(out, "out"), table = array_of(page_table, "page_table"), pages = cube_of(rows, "rows");
   const Array sums = array_of(lse, "lse");
   if (sums.ndim != 2 || sums.dtype != DType::f32 || sums.shape[0] != result.shape[0] ||
@@ -127,7 +110,7 @@ void attention(const Isa& isa, nb::handle out, nb::handle lse, nb::handle a, nb:
   p.value_step = nb::cast<std::int64_t>(value[1]);
   p.page_table = static_cast<const std::int32_t*>(table.data);
   p.table_stride = table.stride[0];
-  p.scale = scale;
+  p.scale_log2 = static_cast<float>(scale * kLog2E);
   p.causal = causal;
   p.out = result.data;
   p.out_dtype = result.dtype;
@@ -145,11 +128,13 @@ void attention(const Isa& isa, nb::handle out, nb::handle lse, nb::handle a, nb:
   if (p.item_count == 0) return;
   p.threads = static_cast<int>(threads < p.item_count ? threads : p.item_count);
   if (p.threads < 1) p.threads = 1;
+  const std::int64_t slot_floats = isa.kernels->attention_slot(p) * slots;
+  float* const kept = slot_memory.is_none() ? nullptr : slots_of(slot_memory, slot_floats);
   nb::gil_scoped_release unlocked;
   const Floats scratch = allocate(isa.kernels->attention_scratch(p) * p.threads);
-  const Floats memory = allocate(isa.kernels->attention_slot(p) * slots);
+  const Floats memory = allocate(kept == nullptr ? slot_floats : 0);
   p.scratch = scratch.get();
-  p.slots = memory.get();
+  p.slots = kept == nullptr ? memory.get() : kept;
   isa.kernels->attention(p);
 }
 
@@ -159,6 +144,7 @@ void bind_attention(nb::class_<Isa>& isa) {
   isa.def("attention", &attention, nb::arg("out"), nb::arg("lse"), nb::arg("a").none(), nb::arg("b").none(),
           nb::arg("rows"), nb::arg("page_table"), nb::arg("plan"), nb::arg("key"), nb::arg("value"), nb::arg("groups"),
           nb::arg("b_blocks"), nb::arg("scale"), nb::arg("causal"), nb::arg("threads"),
+          nb::arg("slots").none() = nb::none(),
           "Attention over paged rows; see backends/native.py, which alone calls it.");
 }
 

@@ -1,62 +1,40 @@
-#include <cstdlib>
-#include <memory>
 #include <vector>
 
+#include "bindings/arguments.h"
+#include "bindings/memory.h"
 #include "bindings/ops.h"
 
 namespace latentkv {
 namespace nb = nanobind;
 namespace {
 
-constexpr std::initializer_list<DType> kFloats = {DType::f32, DType::bf16};
 // A job's sums stay in a core's cache: longer inputs are several jobs.
 constexpr std::int64_t kJobRows = 384;
 
 // A checked weight that keeps its arrays alive: what Python hands over with every call.
 struct Weight {
-  LinearWeight first;       // the first of `count` equal maps
-  std::int64_t count;       // 1, or one for each head
-  std::int64_t step;        // elements from one map to the next
+  LinearWeight map;
   nb::object kept;
-
-  LinearWeight at(std::int64_t index) const {
-    LinearWeight weight = first;
-    weight.data = static_cast<const char*>(first.data) + index * step * (first.format == WeightFormat::f32 ? 4 : 2);
-    return weight;
-  }
 };
 
 void set_bias(LinearWeight& weight, nb::handle bias) {
   if (bias.is_none()) return;
-  const Array array = vector_of(bias, "bias", kFloats);
-  expect_size("bias", weight.rows, array.shape[0]);
-  if (array.shape[0] > 1 && array.stride[0] != 1) throw Declined("bias: strided");
+  const Array array = weight_of(bias, "bias", weight.rows);
   weight.bias = array.data;
   weight.bias_dtype = array.dtype;
 }
 
-// [out, in] or [heads, out, in]; with `transposed`, [.., in, out].
-Weight float_weight(nb::object data, nb::object bias, bool transposed) {
-  const Array array = array_of(data, "weight");
-  if (array.ndim != 2 && array.ndim != 3) refuse("weight", "2 or 3 dimensions", std::to_string(array.ndim));
-  if (array.dtype != DType::f32 && array.dtype != DType::bf16) throw Declined("weight: no native kernel for this dtype");
-  const int out = array.ndim - (transposed ? 1 : 2), in = array.ndim - (transposed ? 2 : 1);
-  Weight weight{};
-  weight.first.format = array.dtype == DType::f32 ? WeightFormat::f32 : WeightFormat::bf16;
-  weight.first.rows = array.shape[out];
-  weight.first.cols = array.shape[in];
-  weight.first.data = array.data;
-  weight.first.row_stride = array.stride[out];
-  weight.first.col_stride = array.stride[in];
-  // A dimension of one element may have any stride.
-  if (weight.first.cols <= 1) weight.first.col_stride = 1;
-  if (weight.first.rows <= 1 && weight.first.col_stride != 1) weight.first.row_stride = 1;
-  if (weight.first.row_stride != 1 && weight.first.col_stride != 1) throw Declined("weight: strided both ways");
-  weight.count = array.ndim == 3 ? array.shape[0] : 1;
-  weight.step = array.ndim == 3 ? array.stride[0] : 0;
-  set_bias(weight.first, bias);
-  weight.kept = nb::make_tuple(data, bias);
-  return weight;
+// data [out, in], the last dimension adjacent.
+Weight float_weight(nb::object data, nb::object bias) {
+  const Matrix matrix = matrix_of(data, "weight", kFloats);
+  LinearWeight map{};
+  map.format = matrix.dtype == DType::f32 ? WeightFormat::f32 : WeightFormat::bf16;
+  map.rows = matrix.rows;
+  map.cols = matrix.cols;
+  map.data = matrix.data;
+  map.row_stride = matrix.stride;
+  set_bias(map, bias);
+  return {map, nb::make_tuple(data, bias)};
 }
 
 // One value for each output (padded) and group: [panels, groups, 16], adjacent.
@@ -76,14 +54,12 @@ Weight grouped_weight(nb::object codes, nb::object scales, nb::object minima, nb
                       std::int64_t cols, std::int64_t group, int zero) {
   const Array array = array_of(codes, "codes");
   if (array.dtype != DType::i8 && array.dtype != DType::u8) refuse("codes", "int8 (int8) or uint8 (int4)", "another dtype");
-  Weight weight{};
-  weight.count = 1;
-  LinearWeight& first = weight.first;
-  first.format = array.dtype == DType::i8 ? WeightFormat::int8 : WeightFormat::int4;
-  first.rows = rows;
-  first.cols = cols;
-  first.group = group;
-  first.zero = zero;
+  LinearWeight map{};
+  map.format = array.dtype == DType::i8 ? WeightFormat::int8 : WeightFormat::int4;
+  map.rows = rows;
+  map.cols = cols;
+  map.group = group;
+  map.zero = zero;
   if (group < 16 || group > 128 || group % 16 != 0 || cols % group != 0) {
     refuse("group", "16, 32, 64 or 128 and a divisor of the inputs", std::to_string(group));
   }
@@ -94,32 +70,25 @@ Weight grouped_weight(nb::object codes, nb::object scales, nb::object minima, nb
   }
   const std::int64_t all = (rows + kPanelRows - 1) / kPanelRows * kPanelRows * cols;
   expect_size("bytes of codes", array.dtype == DType::i8 ? all : all / 2, elements);
-  const Array scale = group_values(scales, "scales", first);
-  first.data = array.data;
-  first.scales = scale.data;
-  first.scale_dtype = scale.dtype;
+  const Array scale = group_values(scales, "scales", map);
+  map.data = array.data;
+  map.scales = scale.data;
+  map.scale_dtype = scale.dtype;
   if (!minima.is_none()) {
-    const Array least = group_values(minima, "minima", first);
+    const Array least = group_values(minima, "minima", map);
     if (least.dtype != scale.dtype) refuse("minima", "the dtype of scales", "another");
-    first.minima = least.data;
+    map.minima = least.data;
   }
-  set_bias(first, bias);
-  weight.kept = nb::make_tuple(codes, scales, minima, bias);
-  return weight;
+  set_bias(map, bias);
+  return {map, nb::make_tuple(codes, scales, minima, bias)};
 }
-
-struct Free {
-  void operator()(char* memory) const { std::free(memory); }
-};
 
 void run(const Isa& isa, const std::vector<LinearJob>& jobs, bool integer, int threads) {
   LinearParams p{jobs.data(), static_cast<std::int64_t>(jobs.size()), integer, threads < 1 ? 1 : threads, nullptr};
   if (jobs.empty()) return;
   nb::gil_scoped_release unlocked;
-  const std::int64_t bytes = (isa.kernels->linear_scratch(p) + 63) / 64 * 64;
-  const std::unique_ptr<char, Free> scratch(static_cast<char*>(std::aligned_alloc(64, bytes)));
-  if (scratch == nullptr) throw std::bad_alloc();
-  p.scratch = scratch.get();
+  const Floats scratch = allocate(isa.kernels->linear_scratch(p) / static_cast<std::int64_t>(sizeof(float)));
+  p.scratch = reinterpret_cast<char*>(scratch.get());
   isa.kernels->linear(p);
 }
 
@@ -139,7 +108,7 @@ void check_job(const LinearJob& job) {
     const LinearWeight &a = *job.weight, &b = *job.gate;
     expect_size("outputs of the gate", a.rows, b.rows);
     expect_size("inputs of the gate", a.cols, b.cols);
-    const bool alike = a.format == b.format && a.group == b.group && (a.col_stride == 1) == (b.col_stride == 1);
+    const bool alike = a.format == b.format && a.group == b.group;
     if (!alike) throw Declined("gate: another format than the weight");
   }
   if (job.residual.data != nullptr) {
@@ -162,21 +131,7 @@ void add_job(std::vector<LinearJob>& jobs, const LinearJob& job) {
   }
 }
 
-const LinearWeight* weight_of(nb::handle object) {
-  const Weight& weight = nb::cast<const Weight&>(object);
-  expect_size("maps in a weight", 1, weight.count);
-  return &weight.first;
-}
-
-void set_norm(LinearJob& job, nb::handle norm, float eps) {
-  if (norm.is_none()) return;
-  const Array array = vector_of(norm, "norm", kFloats);
-  expect_size("norm", job.x.cols, array.shape[0]);
-  if (array.shape[0] > 1 && array.stride[0] != 1) throw Declined("norm: strided");
-  job.norm = array.data;
-  job.norm_dtype = array.dtype;
-  job.eps = eps;
-}
+const LinearWeight* map_of(nb::handle object) { return &nb::cast<const Weight&>(object).map; }
 
 // outs[i] = factor * (x weights[i]ᵀ + bias) + residual.
 void linear(const Isa& isa, nb::handle x, nb::tuple weights, nb::tuple outs, nb::handle residual, float factor,
@@ -185,11 +140,11 @@ void linear(const Isa& isa, nb::handle x, nb::tuple weights, nb::tuple outs, nb:
   LinearJob job{};
   job.x = matrix_of(x, "x", kFloats);
   job.factor = factor;
-  set_norm(job, norm, eps);
+  job.norm = norm_of(norm, "norm", job.x.cols, eps);
   if (!residual.is_none()) job.residual = matrix_of(residual, "residual", kFloats);
   std::vector<LinearJob> jobs;
   for (std::size_t i = 0; i < weights.size(); ++i) {
-    job.weight = weight_of(weights[i]);
+    job.weight = map_of(weights[i]);
     job.out = matrix_of(outs[i], "out", kFloats);
     add_job(jobs, job);
   }
@@ -202,44 +157,13 @@ void linear_gated(const Isa& isa, nb::handle x, nb::handle gate, nb::handle up, 
   LinearJob job{};
   job.x = matrix_of(x, "x", kFloats);
   job.factor = 1.0f;
-  job.weight = weight_of(up);
-  job.gate = weight_of(gate);
+  job.weight = map_of(up);
+  job.gate = map_of(gate);
   job.out = matrix_of(out, "out", kFloats);
-  set_norm(job, norm, eps);
+  job.norm = norm_of(norm, "norm", job.x.cols, eps);
   std::vector<LinearJob> jobs;
   add_job(jobs, job);
   run(isa, jobs, integer, threads);
-}
-
-// [tokens, heads, n] with an adjacent last dimension: the rows of one head.
-Matrix head_rows(const Array& array, const char* name, std::int64_t head) {
-  if (array.dtype != DType::f32 && array.dtype != DType::bf16) {
-    throw Declined(std::string(name) + ": no native kernel for this dtype");
-  }
-  if (array.shape[2] > 1 && array.stride[2] != 1) throw Declined(std::string(name) + ": last dimension is strided");
-  char* data = static_cast<char*>(array.data) + head * array.stride[1] * (array.dtype == DType::f32 ? 4 : 2);
-  return {data, array.dtype, array.shape[0], array.shape[2], array.stride[0]};
-}
-
-// out[:, h] = x[:, h] weight[h]ᵀ for every head h.
-void linear_heads(const Isa& isa, nb::handle x, nb::handle weight, nb::handle out, int threads) {
-  const Weight& maps = nb::cast<const Weight&>(weight);
-  const Array from = array_of(x, "x"), to = array_of(out, "out");
-  if (from.ndim != 3 || to.ndim != 3) refuse("x and out", "[tokens, heads, n]", "another number of dimensions");
-  expect_size("heads of x", maps.count, from.shape[1]);
-  expect_size("heads of out", maps.count, to.shape[1]);
-  std::vector<LinearWeight> weights;
-  for (std::int64_t head = 0; head < maps.count; ++head) weights.push_back(maps.at(head));
-  std::vector<LinearJob> jobs;
-  for (std::int64_t head = 0; head < maps.count; ++head) {
-    LinearJob job{};
-    job.x = head_rows(from, "x", head);
-    job.out = head_rows(to, "out", head);
-    job.weight = &weights[static_cast<std::size_t>(head)];
-    job.factor = 1.0f;
-    add_job(jobs, job);
-  }
-  run(isa, jobs, false, threads);
 }
 
 // Rows of x in stretches, counts[i] of them for weights[i]: out = x weightᵀ, or silu(x gateᵀ) * (x weightᵀ).
@@ -255,8 +179,8 @@ void linear_groups(const Isa& isa, nb::handle x, nb::tuple counts, nb::tuple wei
     LinearJob job{};
     job.x = rows_of(from, row, count);
     job.out = rows_of(to, row, count);
-    job.weight = weight_of(weights[i]);
-    if (!gates.is_none()) job.gate = weight_of(nb::borrow<nb::tuple>(gates)[i]);
+    job.weight = map_of(weights[i]);
+    if (!gates.is_none()) job.gate = map_of(nb::borrow<nb::tuple>(gates)[i]);
     job.factor = 1.0f;
     add_job(jobs, job);
     row += count;
@@ -269,17 +193,15 @@ void linear_groups(const Isa& isa, nb::handle x, nb::tuple counts, nb::tuple wei
 
 void bind_linear(nb::module_& module, nb::class_<Isa>& isa) {
   nb::class_<Weight>(module, "Weight")
-      .def_prop_ro("rows", [](const Weight& self) { return self.first.rows; })
-      .def_prop_ro("cols", [](const Weight& self) { return self.first.cols; });
-  module.def("float_weight", &float_weight, nb::arg("data"), nb::arg("bias").none() = nb::none(),
-             nb::arg("transposed") = false);
+      .def_prop_ro("rows", [](const Weight& self) { return self.map.rows; })
+      .def_prop_ro("cols", [](const Weight& self) { return self.map.cols; });
+  module.def("float_weight", &float_weight, nb::arg("data"), nb::arg("bias").none());
   module.def("grouped_weight", &grouped_weight, nb::arg("codes"), nb::arg("scales"), nb::arg("minima").none(),
              nb::arg("bias").none(), nb::arg("rows"), nb::arg("cols"), nb::arg("group"), nb::arg("zero"));
   isa.def("linear", &linear, nb::arg("x"), nb::arg("weights"), nb::arg("outs"), nb::arg("residual").none(),
           nb::arg("factor"), nb::arg("norm").none(), nb::arg("eps"), nb::arg("integer"), nb::arg("threads"));
   isa.def("linear_gated", &linear_gated, nb::arg("x"), nb::arg("gate"), nb::arg("up"), nb::arg("out"),
           nb::arg("norm").none(), nb::arg("eps"), nb::arg("integer"), nb::arg("threads"));
-  isa.def("linear_heads", &linear_heads, nb::arg("x"), nb::arg("weight"), nb::arg("out"), nb::arg("threads"));
   isa.def("linear_groups", &linear_groups, nb::arg("x"), nb::arg("counts"), nb::arg("weights"), nb::arg("gates").none(),
           nb::arg("out"), nb::arg("integer"), nb::arg("threads"));
 }

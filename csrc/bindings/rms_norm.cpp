@@ -1,10 +1,9 @@
+#include "bindings/arguments.h"
 #include "bindings/ops.h"
 
 namespace latentkv {
 namespace nb = nanobind;
 namespace {
-
-constexpr std::initializer_list<DType> kFloats = {DType::f32, DType::bf16};
 
 // A matrix of x's shape and dtype.
 Matrix like(const Matrix& x, nb::handle object, const char* name) {
@@ -19,9 +18,7 @@ void rms_norm(const Isa& isa, nb::handle x, nb::handle weight, float eps, nb::ha
   RmsNormParams p{};
   p.x = matrix_of(x, "x", kFloats);
   p.out = like(p.x, out, "out");
-  const Array w = vector_of(weight, "weight", kFloats);
-  expect_size("weight", p.x.cols, w.shape[0]);
-  if (w.shape[0] > 1 && w.stride[0] != 1) throw Declined("weight: strided");
+  const Array w = weight_of(weight, "weight", p.x.cols);
   if (residual.is_none() != sum.is_none()) refuse("residual and sum", "both or neither", "one");
   if (!residual.is_none()) {
     p.residual = like(p.x, residual, "residual");

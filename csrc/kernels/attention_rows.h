@@ -32,28 +32,17 @@ class ContextRows {
   const std::int32_t* pages_;
 };
 
-// `width` elements of each row, from element `first` on, as float32 into strips.
+// `width` (at most kStrip) elements of each row, from element `first` on, as float32 into a strip.
 template <int W, typename T>
-void widen_rows(const char* const* rows, std::int64_t count, std::int64_t first, std::int64_t width, float* strips) {
+void widen_rows(const char* const* rows, std::int64_t count, std::int64_t first, std::int64_t width, float* strip) {
   using S = Simd<W>;
-  for (std::int64_t token = 0; token < count; ++token) {
+  for (std::int64_t token = 0; token < count; ++token, strip += kStrip) {
     const T* from = reinterpret_cast<const T*>(rows[token]) + first;
-    float* to = strips + token * kStrip;
-    std::int64_t d = 0;
-    for (; d + kStrip <= width; d += kStrip, to += kChunkStrip) {
-      for (int i = 0; i < kStrip; i += W) S::store(to + i, S::load(from + d + i));
+    if (width < kStrip) {
+      convert<W>(from, strip, width);
+      continue;
     }
-    if (d < width) convert<W>(from + d, to, width - d);
-  }
-}
-
-// Zeros after the last column, which vectors along the columns read.
-inline void clear_margin(std::int64_t width, float* strips) {
-  const std::int64_t used = width % kStrip;
-  if (used == 0) return;
-  float* last = strips + width / kStrip * kChunkStrip;
-  for (std::int64_t token = 0; token < kChunk; ++token) {
-    for (std::int64_t d = used; d < kStrip; ++d) last[token * kStrip + d] = 0.0f;
+    for (int d = 0; d < kStrip; d += W) S::store(strip + d, S::load(from + d));
   }
 }
 

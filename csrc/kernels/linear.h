@@ -1,5 +1,5 @@
 // Linear maps: any number of rows, weights in f32, bf16, int8 and int4, several maps in one call (that share an input, or
-// one per head, or one per expert). Reference: src/latentkv/ops/linear.py.
+// one for each expert). Reference: src/latentkv/ops/linear.py.
 //
 // Every call has two phases, in one parallel region: the rows of x are prepared as their path wants them (linear_input.h),
 // then items of work, some outputs of one job each, go to whichever thread is free. No sum depends on who computes it.
@@ -78,7 +78,7 @@ class LinearPlan {
   std::int64_t thread_bytes() const { return (LinearTile<W>::kDepth * LinearTile<W>::kOutputs + 2 * sums_) * 4; }
 
   static bool same_input(const LinearJob& a, Path a_path, const LinearJob& b, Path b_path) {
-    const bool same_x = a.x.data == b.x.data && a.x.rows == b.x.rows && a.x.stride == b.x.stride && a.norm == b.norm;
+    const bool same_x = a.x.data == b.x.data && a.x.rows == b.x.rows && a.x.stride == b.x.stride && a.norm.weight == b.norm.weight;
     if (!same_x || a_path != b_path || a.x.cols != b.x.cols) return false;
     if (a_path == Path::tiles) return true;
     if (a_path == Path::stream) return wants_pairs(*a.weight) == wants_pairs(*b.weight);
@@ -146,11 +146,6 @@ class LinearItem {
     const bool f32 = weight.format == WeightFormat::f32;
     if (is_grouped(weight)) {
       code_stream<W, Rows>(weight, x, stride, out);
-    } else if (weight.col_stride != 1) {
-      for (int r = 0; r < Rows; ++r) {
-        const Outputs row{out.first, out.count, out.values + r * out.stride, 0};
-        f32 ? column_stream<W, float>(weight, x + r * stride, row) : column_stream<W, bf16>(weight, x + r * stride, row);
-      }
     } else {
       f32 ? RowStream<W, Rows, float>(weight, x, stride).run(out) : RowStream<W, Rows, bf16>(weight, x, stride).run(out);
     }

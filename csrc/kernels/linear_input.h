@@ -62,10 +62,8 @@ std::int64_t input_bytes(const LinearJob& job, Path path) {
   return job.x.rows * CodeRow::bytes(cols, cols / job.weight->group);
 }
 
-// bf16 weights in rows are read in pairs, x then has to lie so too.
-inline bool wants_pairs(const LinearWeight& weight) {
-  return weight.format == WeightFormat::bf16 && weight.col_stride == 1;
-}
+// bf16 weights are read in pairs, x then has to lie so too.
+inline bool wants_pairs(const LinearWeight& weight) { return weight.format == WeightFormat::bf16; }
 
 template <int W>
 class InputRow {
@@ -75,15 +73,16 @@ class InputRow {
 
  public:
   InputRow(const LinearJob& job, std::int64_t row) : job_(job), start_(row * job.x.stride) {
-    if (job.norm != nullptr) inverse_ = 1.0f / __builtin_sqrtf(square_sum() / static_cast<float>(job.x.cols) + job.eps);
+    if (job.norm.weight == nullptr) return;
+    inverse_ = 1.0f / __builtin_sqrtf(square_sum() / static_cast<float>(job.x.cols) + job.norm.eps);
   }
 
   // `count` elements from `at` on; writes up to a multiple of W.
   void widen(std::int64_t at, std::int64_t count, float* to) const {
     for (std::int64_t i = 0; i < count; i += W) {
       F value = load_any<W>(job_.x.data, job_.x.dtype, start_ + at + i, count - i);
-      if (job_.norm != nullptr) {
-        value = value * S::broadcast(inverse_) * load_any<W>(job_.norm, job_.norm_dtype, at + i, count - i);
+      if (job_.norm.weight != nullptr) {
+        value = value * S::broadcast(inverse_) * load_any<W>(job_.norm.weight, job_.norm.dtype, at + i, count - i);
       }
       S::store(to + i, value);
     }

@@ -19,7 +19,7 @@ struct Outputs {
   std::int64_t stride;
 };
 
-// f32 or bf16 weights whose inputs are adjacent: sums over the lanes, for a few outputs at once.
+// f32 or bf16 weights: sums over the lanes, for a few outputs at once.
 template <int W, int Rows, typename T>
 class RowStream {
   using S = Simd<W>;
@@ -98,31 +98,6 @@ class RowStream {
   const float* x_;
   std::int64_t x_stride_;
 };
-
-// values += x[k] * weights of input k, for Inputs neighbouring inputs.
-template <int W, int Inputs, typename T>
-[[gnu::always_inline]] inline void add_columns(const T* from, std::int64_t stride, const float* x, const Outputs& out) {
-  using S = Simd<W>;
-  for (std::int64_t n = 0; n < out.count; n += W) {
-    const std::int64_t count = smaller(W, out.count - n);
-    auto value = S::load(out.values + n);
-    for (int i = 0; i < Inputs; ++i) {
-      const T* at = from + i * stride + n;
-      value = S::fma(count == W ? S::load(at) : S::load_part(at, count), S::broadcast(x[i]), value);
-    }
-    S::store(out.values + n, value);
-  }
-}
-
-// f32 or bf16 weights whose outputs are adjacent: W_UK in its checkpoint's layout. One row of x.
-template <int W, typename T>
-void column_stream(const LinearWeight& weight, const float* x, const Outputs& out) {
-  const T* from = static_cast<const T*>(weight.data) + out.first;
-  for (std::int64_t n = 0; n < out.count; n += W) Simd<W>::store(out.values + n, Simd<W>::zero());
-  std::int64_t k = 0;
-  for (; k + 4 <= weight.cols; k += 4) add_columns<W, 4>(from + k * weight.col_stride, weight.col_stride, x + k, out);
-  for (; k < weight.cols; ++k) add_columns<W, 1>(from + k * weight.col_stride, weight.col_stride, x + k, out);
-}
 
 // int8 or int4 weights, widened: exact to float's rounding.
 template <int W, int Rows>

@@ -1,4 +1,5 @@
-// RMSNorm, with and without adding a residual first. Reference: src/latentkv/ops/norm.py.
+// RMSNorm, with and without adding a residual first, and as the way another kernel reads its rows. Reference:
+// src/latentkv/ops/norm.py.
 #pragma once
 
 #include "parallel.h"
@@ -53,6 +54,10 @@ void scale_row(const T* x, const G* weight, T* out, float inverse, std::int64_t 
   }
 }
 
+inline float inverse_rms(float squares, std::int64_t n, float eps) {
+  return 1.0f / __builtin_sqrtf(squares / static_cast<float>(n) + eps);
+}
+
 template <int W, bool Add, typename T, typename G>
 void rms_norm_typed(const RmsNormParams& p) {
   const std::int64_t n = p.x.cols;
@@ -66,8 +71,7 @@ void rms_norm_typed(const RmsNormParams& p) {
       sum = static_cast<T*>(p.sum.data) + row * p.sum.stride;
     }
     const float squares = square_sum<W, Add>(x, residual, sum, n);
-    const float inverse = 1.0f / __builtin_sqrtf(squares / static_cast<float>(n) + p.eps);
-    scale_row<W>(Add ? sum : x, static_cast<const G*>(p.weight), out, inverse, n);
+    scale_row<W>(Add ? sum : x, static_cast<const G*>(p.weight), out, inverse_rms(squares, n, p.eps), n);
   });
 }
 
@@ -84,6 +88,41 @@ void rms_norm_weighted(const RmsNormParams& p) {
 template <int W>
 void rms_norm(const RmsNormParams& p) {
   p.x.dtype == DType::f32 ? rms_norm_weighted<W, float>(p) : rms_norm_weighted<W, bf16>(p);
+}
+
+// A row as its kernel reads it: normed, if it has a norm, and in any case float32. The weight's type is looked at for each
+// vector; one more template for each would cost more code than that costs time.
+template <int W, typename T>
+struct NormedRow {
+  using S = Simd<W>;
+  const T* x;
+  Norm norm;
+  typename S::F factor;
+
+  typename S::F load(std::int64_t i) const {
+    const auto value = S::load(x + i);
+    if (norm.weight == nullptr) return value;
+    if (norm.dtype == DType::f32) return value * factor * S::load(static_cast<const float*>(norm.weight) + i);
+    return value * factor * S::load(static_cast<const bf16*>(norm.weight) + i);
+  }
+
+  typename S::F load_part(std::int64_t i, std::int64_t count) const {
+    const auto value = S::load_part(x + i, count);
+    if (norm.weight == nullptr) return value;
+    if (norm.dtype == DType::f32) {
+      return value * factor * S::load_part(static_cast<const float*>(norm.weight) + i, count);
+    }
+    return value * factor * S::load_part(static_cast<const bf16*>(norm.weight) + i, count);
+  }
+};
+
+template <int W, typename T>
+NormedRow<W, T> normed_row(const T* x, const Norm& norm, std::int64_t n) {
+  NormedRow<W, T> row{x, norm, Simd<W>::zero()};
+  if (norm.weight == nullptr || n == 0) return row;
+  const float squares = square_sum<W, false, T>(x, nullptr, nullptr, n);
+  row.factor = Simd<W>::broadcast(inverse_rms(squares, n, norm.eps));
+  return row;
 }
 
 }  // namespace latentkv::LATENTKV_ISA

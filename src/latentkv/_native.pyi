@@ -13,7 +13,98 @@ class Isa:
     def rms_norm(
         self, x: Any, weight: Any, eps: float, out: Any, residual: Any | None = None, sum: Any | None = None
     ) -> None: ...
+    def attention(
+        self,
+        out: Any,
+        lse: Any,
+        a: Any | None,
+        b: Any | None,
+        rows: Any,
+        page_table: Any,
+        plan: tuple[Any, Any, Any, int],
+        key: tuple[int, int],
+        value: tuple[int, int],
+        groups: int,
+        b_blocks: int,
+        scale: float,
+        causal: bool,
+        threads: int,
+        slots: Any | None = None,
+    ) -> None: ...
+    def rotate_query(
+        self,
+        query: Any,
+        *,
+        norm: Any | None,
+        eps: float,
+        angles: tuple[Any, Any],
+        groups: int,
+        interleaved: bool,
+        nope: int,
+    ) -> None: ...
+    def write_latent(
+        self,
+        rows: Any,
+        slots: Any,
+        kv: Any,
+        *,
+        latent_width: int,
+        latent_norm: Any | None,
+        latent_eps: float,
+        rope_norm: Any | None,
+        rope_eps: float,
+        angles: tuple[Any, Any],
+        groups: int,
+        interleaved: bool,
+    ) -> None: ...
+    def project_rows(self, out: Any, x: Any, w: Any, threads: int) -> None: ...
+    def project_columns(self, out: Any, x: Any, w: Any, threads: int) -> None: ...
     def write_rows(self, rows: Any, slots: Any, parts: tuple[Any, ...]) -> None: ...
+    def linear(
+        self,
+        x: Any,
+        weights: tuple[Weight, ...],
+        outs: tuple[Any, ...],
+        residual: Any | None,
+        factor: float,
+        norm: Any | None,
+        eps: float,
+        integer: bool,
+        threads: int,
+    ) -> None: ...
+    def linear_gated(
+        self,
+        x: Any,
+        gate: Weight,
+        up: Weight,
+        out: Any,
+        norm: Any | None,
+        eps: float,
+        integer: bool,
+        threads: int,
+    ) -> None: ...
+    def linear_groups(
+        self,
+        x: Any,
+        counts: tuple[int, ...],
+        weights: tuple[Weight, ...],
+        gates: tuple[Weight, ...] | None,
+        out: Any,
+        integer: bool,
+        threads: int,
+    ) -> None: ...
 
+class Weight:
+    """A checked weight [rows, cols] of a linear map; keeps its arrays alive."""
+
+    @property
+    def rows(self) -> int: ...
+    @property
+    def cols(self) -> int: ...
+
+def float_weight(data: Any, bias: Any | None) -> Weight: ...
+def grouped_weight(
+    codes: Any, scales: Any, minima: Any | None, bias: Any | None, rows: int, cols: int, group: int, zero: int
+) -> Weight: ...
 def isas() -> tuple[Isa, ...]: ...
 def cpu_flags() -> list[str]: ...

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from latentkv.attend import attend, plan_attend, request_for
-from latentkv.backends import portable
+from latentkv.backends import portable, registry
 from latentkv.cache.layout import PAGE_TOKENS, kv_row, mla_row
 from latentkv.errors import StalePlanError
 from latentkv.ops.absorb import UpProjection
@@ -17,6 +17,11 @@ from support.hostile import Hostile, awkward_lengths, hostile_case, strided_norm
 from support.reference import absorbed_reference, kv_reference, mla_reference
 
 MODES = ["decode", "prefill", "chunk", "mix", "empty"]
+
+
+@pytest.fixture(autouse=True)
+def portable_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "BACKENDS", (portable.PortableBackend(),))
 
 
 @dataclass(frozen=True)

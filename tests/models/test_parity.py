@@ -13,6 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from latentkv.backends.isa import available_isas
+from latentkv.backends.kernels import choose_kernels
 from latentkv.cache.layout import layout_for
 from latentkv.models.config import ModelConfig
 from latentkv.models.exact_mla import ExactMLASource, exact_mla_config
@@ -65,6 +67,7 @@ def case(request: pytest.FixtureRequest, cases: dict[str, Case], tmp_path_factor
 
 
 every_family = pytest.mark.parametrize("case", FAMILIES, ids=lambda family: family.name, indirect=True)
+every_kernels = pytest.mark.parametrize("kernels", ["portable", *(["native"] if available_isas() else [])])
 gqa_families = pytest.mark.parametrize("case", GQA_FAMILIES, ids=lambda family: family.name, indirect=True)
 
 
@@ -122,9 +125,22 @@ def test_parity_of_both_forms(case: Case, form: str) -> None:
     assert_close(torch.cat(logits), case.expected, tolerance="logits")
 
 
+@every_family
+@every_kernels
+def test_parity_with_each_implementation_of_the_kernels(case: Case, kernels: str) -> None:
+    ours = load(case.folder)
+    ours.execution = replace(ours.execution, kernels=choose_kernels(kernels))
+    sequences = Sequences(ours)
+    logits = [sequences.run([(0, chunk)])[0] for chunk in case.tokens.split([40, 1, 1, 22])]
+    assert_close(torch.cat(logits), case.expected, tolerance="logits")
+    assert not ours.execution.kernels.fallbacks
+
+
 @gqa_families
-def test_exact_conversion_has_the_logits_and_the_bytes_of_the_original(case: Case) -> None:
+@every_kernels
+def test_exact_conversion_has_the_logits_and_the_bytes_of_the_original(case: Case, kernels: str) -> None:
     converted = load(case.folder, as_mla=True)
+    converted.execution = replace(converted.execution, kernels=choose_kernels(kernels))
     sequences = Sequences(converted)
     logits = [sequences.run([(0, chunk)])[0] for chunk in case.tokens.split([40, 1, 1, 22])]
     assert_close(torch.cat(logits), case.expected, tolerance="logits")

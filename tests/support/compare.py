@@ -48,6 +48,15 @@ TOLERANCES = {
     # The promise to users: float32 logits differ from transformers' by at most 1e-4 of the largest logit, over whole
     # models whose both sides round in float32. (1e-4)² / 2 = 5e-9 for the whole.
     "logits": Tolerance(dtype=torch.float32, of_max=1e-4, cosine=5e-9),
+    # FlashMLA's own tolerances, for tests that stand for its tests: tests/test_flash_mla_dense_decoding.py of its last
+    # releases with dense decoding, and tests/test-sparse-{prefill,decode}.py. Theirs is a bfloat16 kernel against a
+    # float32 formula; 1e-7 is the cosine its comparer assumes where none is named.
+    "flash_mla dense out": Tolerance(dtype=torch.bfloat16, absolute=8e-4, relative=2.01 / 128, cosine=5e-6),
+    "flash_mla dense lse": Tolerance(dtype=torch.float32, absolute=1e-6, relative=8.01 / 65536, cosine=1e-7),
+    "flash_mla sparse decode out": Tolerance(dtype=torch.bfloat16, absolute=1e-3, relative=2.01 / 128, cosine=5e-6),
+    "flash_mla sparse decode lse": Tolerance(dtype=torch.float32, absolute=1e-6, relative=8.01 / 65536, cosine=1e-7),
+    "flash_mla sparse prefill out": Tolerance(dtype=torch.bfloat16, absolute=8e-4, relative=3.01 / 128, cosine=1e-5),
+    "flash_mla sparse prefill lse": Tolerance(dtype=torch.float32, absolute=1e-6, relative=2.01 / 65536, cosine=1e-7),
 }
 
 

@@ -10,17 +10,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypedDict, Unpack
 
 import torch
 from torch import Tensor
 
 from latentkv.backends.isa import find_isa, native_missing
+from latentkv.backends.linear import LinearGated, LinearGroups, LinearStack, NativeLinear
 from latentkv.cache.latent import LayerCache
 from latentkv.cache.layout import RowLayout
 from latentkv.errors import OptionError, sentence
-from latentkv.backends.linear import NativeLinear
 from latentkv.ops import linear, norm
+from latentkv.ops.rotate_query import rotate_query
+from latentkv.ops.write_latent import write_latent
 
 if TYPE_CHECKING:
     from latentkv._native import Isa
@@ -57,6 +59,48 @@ class WriteRows(Protocol):
         ...
 
 
+class RotateOptions(TypedDict):
+    """The keywords of ops/rotate_query.py's `rotate_query`, which describes them."""
+
+    norm: Tensor | None
+    eps: float
+    angles: tuple[Tensor, Tensor]
+    groups: int
+    interleaved: bool
+    nope: int
+
+
+class RotateQuery(Protocol):
+    """What ops/rotate_query.py's `rotate_query` computes, perhaps in place."""
+
+    def __call__(self, query: Tensor, **options: Unpack[RotateOptions]) -> Tensor:
+        """query [T, H, nope + Rq] -> the same with its RoPE part normed and rotated. It may be `query`, overwritten."""
+        ...
+
+
+class WriteOptions(TypedDict):
+    """The keywords of ops/write_latent.py's `write_latent`, which describes them."""
+
+    latent_norm: Tensor | None
+    latent_eps: float
+    rope_norm: Tensor | None
+    rope_eps: float
+    angles: tuple[Tensor, Tensor]
+    groups: int
+    interleaved: bool
+
+
+class WriteLatent(Protocol):
+    """What ops/write_latent.py's `write_latent` does."""
+
+    def __call__(self, layer: LayerCache, slots: Tensor, kv: Tensor, **options: Unpack[WriteOptions]) -> None:
+        """Store row t of kv [T, L + R], normed and rotated, at slots[t] ([T] int64, all different). Mutates the layer.
+
+        Raises IndexError, before anything is written, for a slot outside the cache.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Kernels:
     """One implementation of every op.
@@ -69,22 +113,49 @@ class Kernels:
     rms_norm: RMSNorm
     add_rms_norm: AddRMSNorm
     write_rows: WriteRows
+    rotate_query: RotateQuery
+    write_latent: WriteLatent
+    linear_stack: LinearStack
+    linear_gated: LinearGated
+    linear_groups: LinearGroups
     fallbacks: Counter[str] = field(default_factory=Counter, compare=False)
 
 
 def portable_kernels() -> Kernels:
     """The references, in plain PyTorch: every dtype and device."""
-    return Kernels("portable", norm.rms_norm, norm.add_rms_norm, LayerCache.write)
+    return Kernels(
+        name="portable",
+        rms_norm=norm.rms_norm,
+        add_rms_norm=norm.add_rms_norm,
+        write_rows=LayerCache.write,
+        rotate_query=rotate_query,
+        write_latent=write_latent,
+        linear_stack=linear.linear_stack,
+        linear_gated=linear.linear_gated,
+        linear_groups=linear.linear_groups,
+    )
 
 
-def native_kernels(isa: str | None = None) -> Kernels:
+def native_kernels(isa: str | None = None, *, integer: bool = True) -> Kernels:
     """The native kernels of instruction set `isa`; by default LATENTKV_ISA or the best one.
+
+    integer: whether int8 and int4 weights may meet activations rounded to int8 (docs/linear.md)
 
     Raises UnsupportedError without the extension, OptionError for a name that this build or CPU does not have.
     """
     native = _Native(find_isa(isa))
+    maps = NativeLinear(native.isa, native.fallbacks, integer=integer)
     return Kernels(
-        f"native:{native.isa.name}", native.rms_norm, native.add_rms_norm, native.write_rows, native.fallbacks
+        name=f"native:{native.isa.name}",
+        rms_norm=native.rms_norm,
+        add_rms_norm=native.add_rms_norm,
+        write_rows=native.write_rows,
+        rotate_query=native.rotate_query,
+        write_latent=native.write_latent,
+        linear_stack=maps.linear_stack,
+        linear_gated=maps.linear_gated,
+        linear_groups=maps.linear_groups,
+        fallbacks=native.fallbacks,
     )
 
 
@@ -148,6 +219,25 @@ class _Native:
             self._count("write_rows", reason)
             layer.write(slots, parts)
 
+    def rotate_query(self, query: Tensor, **options: Unpack[RotateOptions]) -> Tensor:
+        if torch.is_grad_enabled() and _any_requires_grad(query, options["norm"]):
+            self._count("rotate_query", _GRADIENTS)
+            return rotate_query(query, **options)
+        try:
+            self.isa.rotate_query(query, **options)
+        except self._declined as reason:
+            self._count("rotate_query", reason)
+            return rotate_query(query, **options)
+        return query
+
+    def write_latent(self, layer: LayerCache, slots: Tensor, kv: Tensor, **options: Unpack[WriteOptions]) -> None:
+        latent_width = layer.layout.part("latent").elements
+        try:
+            self.isa.write_latent(layer.rows, slots, kv, latent_width=latent_width, **options)
+        except self._declined as reason:
+            self._count("write_latent", reason)
+            write_latent(layer, slots, kv, **options)
+
     def _count(self, op: str, reason: object) -> None:
         self.fallbacks[f"{op}: {reason}"] += 1
 
@@ -163,5 +253,5 @@ def _complete(layout: RowLayout, parts: Mapping[str, Tensor]) -> bool:
     )
 
 
-def _any_requires_grad(*tensors: Tensor) -> bool:
-    return any(tensor.requires_grad for tensor in tensors)
+def _any_requires_grad(*tensors: Tensor | None) -> bool:
+    return any(tensor is not None and tensor.requires_grad for tensor in tensors)

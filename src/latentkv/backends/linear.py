@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +22,45 @@ if TYPE_CHECKING:
 
 # A kernel's result has no history: where gradients are wanted, it would train nothing without a word.
 _GRADIENTS = "gradients are wanted"
+
+
+class LinearStack(Protocol):
+    """What ops/linear.py's `linear_stack` computes."""
+
+    def __call__(
+        self,
+        x: Tensor,
+        projections: Sequence[Projection],
+        *,
+        norm: InputNorm | None = None,
+        residual: Tensor | None = None,
+        factor: float = 1.0,
+    ) -> tuple[Tensor, ...]:
+        """x [..., in] to one tensor [..., out] in x's dtype for each projection."""
+        ...
+
+
+class LinearGated(Protocol):
+    """What ops/linear.py's `linear_gated` computes."""
+
+    def __call__(self, x: Tensor, gate: Projection, up: Projection, *, norm: InputNorm | None = None) -> Tensor:
+        """x [..., in] to [..., out] in x's dtype."""
+        ...
+
+
+class LinearGroups(Protocol):
+    """What ops/linear.py's `linear_groups` computes."""
+
+    def __call__(
+        self,
+        x: Tensor,
+        counts: Sequence[int],
+        projections: Sequence[Projection],
+        *,
+        gates: Sequence[Projection] | None = None,
+    ) -> Tensor:
+        """x [sum(counts), in] to [sum(counts), out] in x's dtype."""
+        ...
 
 
 class NativeLinear:
@@ -39,7 +78,7 @@ class NativeLinear:
         self._integer = integer
         self._fallbacks = fallbacks
 
-    def project(
+    def linear_stack(
         self,
         x: Tensor,
         projections: Sequence[Projection],
@@ -48,44 +87,34 @@ class NativeLinear:
         residual: Tensor | None = None,
         factor: float = 1.0,
     ) -> tuple[Tensor, ...]:
-        """See `ops.linear.project`; one call, the input prepared once."""
+        """See `ops.linear.linear_stack`; one call, the input prepared once."""
         try:
+            self._refuse_gradients(x, *projections)
             outs = tuple([_result(x, projection) for projection in projections])
             weights = tuple([self._handle(projection) for projection in projections])
             weight, eps = (None, 0.0) if norm is None else (norm.weight, norm.eps)
             threads = torch.get_num_threads()
             self._isa.linear(x, weights, outs, residual, factor, weight, eps, self._integer, threads)
         except self._native.DeclinedError as reason:
-            self._count("project", reason)
-            return reference.project(x, projections, norm=norm, residual=residual, factor=factor)
+            self._count("linear_stack", reason)
+            return reference.linear_stack(x, projections, norm=norm, residual=residual, factor=factor)
         return outs
 
-    def project_gated(self, x: Tensor, gate: Projection, up: Projection, *, norm: InputNorm | None = None) -> Tensor:
-        """See `ops.linear.project_gated`."""
+    def linear_gated(self, x: Tensor, gate: Projection, up: Projection, *, norm: InputNorm | None = None) -> Tensor:
+        """See `ops.linear.linear_gated`."""
         try:
+            self._refuse_gradients(x, gate, up)
             out = _result(x, up)
             weight, eps = (None, 0.0) if norm is None else (norm.weight, norm.eps)
             handles, threads = (self._handle(gate), self._handle(up)), torch.get_num_threads()
             self._isa.linear_gated(x, *handles, out, weight, eps, self._integer, threads)
         except self._native.DeclinedError as reason:
-            self._count("project_gated", reason)
-            first, second = self.project(x, (gate, up), norm=norm)
+            self._count("linear_gated", reason)
+            first, second = self.linear_stack(x, (gate, up), norm=norm)
             return torch.nn.functional.silu(first) * second
         return out
 
-    def project_heads(self, x: Tensor, weight: Tensor, *, transposed: bool = False) -> Tensor:
-        """See `ops.linear.project_heads`."""
-        try:
-            _refuse_gradients(self._native.DeclinedError, x, weight)
-            handle = self._native.float_weight(weight, None, transposed)
-            out = x.new_empty(x.shape[0], x.shape[1], weight.shape[2 if transposed else 1])
-            self._isa.linear_heads(x, handle, out, torch.get_num_threads())
-        except self._native.DeclinedError as reason:
-            self._count("project_heads", reason)
-            return reference.project_heads(x, weight, transposed=transposed)
-        return out
-
-    def project_groups(
+    def linear_groups(
         self,
         x: Tensor,
         counts: Sequence[int],
@@ -93,17 +122,18 @@ class NativeLinear:
         *,
         gates: Sequence[Projection] | None = None,
     ) -> Tensor:
-        """See `ops.linear.project_groups`; weights of stretches without rows are not touched."""
+        """See `ops.linear.linear_groups`; weights of stretches without rows are not touched."""
         used = [index for index, count in enumerate(counts) if count]
         try:
+            self._refuse_gradients(x, *projections, *(gates or ()))
             out = x.new_empty(x.shape[0], projections[0].out_features)
             weights = tuple([self._handle(projections[index]) for index in used])
             first = None if gates is None else tuple([self._handle(gates[index]) for index in used])
             rows = tuple([counts[index] for index in used])
             self._isa.linear_groups(x, rows, weights, first, out, self._integer, torch.get_num_threads())
         except self._native.DeclinedError as reason:
-            self._count("project_groups", reason)
-            return reference.project_groups(x, counts, projections, gates=gates)
+            self._count("linear_groups", reason)
+            return reference.linear_groups(x, counts, projections, gates=gates)
         return out
 
     def _handle(self, projection: Projection) -> Any:
@@ -118,8 +148,11 @@ class NativeLinear:
             return self._native.grouped_weight(
                 weight.codes, weight.scales, weight.minima, bias, *weight.shape, weight.group, weight.zero
             )
-        _refuse_gradients(self._native.DeclinedError, weight)
         return self._native.float_weight(weight, bias)
+
+    def _refuse_gradients(self, x: Tensor, *projections: Projection) -> None:
+        if torch.is_grad_enabled() and (x.requires_grad or any(_is_trained(projection) for projection in projections)):
+            raise self._native.DeclinedError(_GRADIENTS)
 
     def _count(self, op: str, reason: object) -> None:
         self._fallbacks[f"{op}: {reason}"] += 1
@@ -129,6 +162,6 @@ def _result(x: Tensor, projection: Projection) -> Tensor:
     return x.new_empty((*x.shape[:-1], projection.out_features))
 
 
-def _refuse_gradients(declined: type[Exception], *tensors: Tensor) -> None:
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        raise declined(_GRADIENTS)
+def _is_trained(projection: Projection) -> bool:
+    weight, bias = projection.weight, projection.bias
+    return (isinstance(weight, Tensor) and weight.requires_grad) or (bias is not None and bias.requires_grad)

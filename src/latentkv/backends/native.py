@@ -1,6 +1,7 @@
 """The native backend: the C++ kernel over float32 and bfloat16 rows in CPU memory, on the best instruction set here.
 
-It reads pages in place. What an item of work is and how it is computed: csrc/kernels/attention.h.
+It reads pages in place. What an item of work is and how it is computed: csrc/kernels/attention.h; the head form, which
+expands the context first: native_head.py.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ from torch import Tensor
 from latentkv.backends.base import Attended, Plan, Request, Support
 from latentkv.backends.cost import cheaper_form
 from latentkv.backends.isa import find_isa, native_missing
+from latentkv.backends.native_head import attend_expanded
 from latentkv.backends.native_plan import Work, divide
+from latentkv.backends.native_project import project_columns, project_rows
 from latentkv.cache.batch import Batch
 from latentkv.cache.latent import LayerCache
-from latentkv.ops.absorb import UpProjection, absorb_query, expand_output
+from latentkv.errors import StalePlanError
+from latentkv.ops.absorb import UpProjection
 
 QUERY_DTYPES = ("float32", "bfloat16")
 FORMATS = ("f32", "bf16")
@@ -24,22 +28,23 @@ FORMATS = ("f32", "bf16")
 
 @dataclass(frozen=True)
 class NativePlan(Plan):
-    """A plan with the kernel's work records."""
+    """A plan with the kernel's work records for the sequences that are not in head form."""
 
     work: Work
 
 
-@dataclass(frozen=True)
 class NativeBackend:
-    """The C++ kernel; see the module docstring.
+    """The C++ kernel; see the module docstring."""
 
-    isa:           instruction set; None for what LATENTKV_ISA forces, or else the best this CPU has
-    deterministic: the same bits for any number of threads and any other sequences in the batch
-    """
+    name = "native"
 
-    isa: str | None = None
-    deterministic: bool = False
-    name: str = "native"
+    def __init__(self, *, isa: str | None = None, deterministic: bool = False) -> None:
+        """`isa`: an instruction set; by default what LATENTKV_ISA forces, or else the best this CPU has.
+
+        `deterministic`: the same bits for any number of threads and any other sequences in the batch.
+        """
+        self.isa = isa
+        self.deterministic = deterministic
 
     def supports(self, request: Request) -> Support:
         """CPU, float32 or bfloat16 rows and queries, and the extension."""
@@ -52,10 +57,10 @@ class NativeBackend:
 
     def plan(self, request: Request, batch: Batch) -> NativePlan:
         """Forms by cost, and the work divided over torch's threads."""
-        forms = tuple("kv" if request.kind == "kv" else "latent" for _ in batch.lengths)
+        forms = tuple(_form(request, *lengths) for lengths in batch.lengths)
         work = divide(
             batch.lengths,
-            chosen=range(len(forms)),
+            chosen=(index for index, form in enumerate(forms) if form != "head"),
             heads=request.num_heads,
             groups=request.num_key_value_heads if request.kind == "kv" else 1,
             threads=torch.get_num_threads(),
@@ -75,42 +80,110 @@ class NativeBackend:
         causal: bool,
         up: UpProjection | None,
     ) -> Attended:
-        """See `Backend.run`."""
-        isa = find_isa(self.isa)
-        lse = torch.full(query.shape[:2], -torch.inf, dtype=torch.float32)
-        groups, latent = 1, request.kv_lora_rank
-        if request.kind == "kv":
-            groups, width = request.num_key_value_heads, request.head_dim
-            a, b, out_dtype = query, None, query.dtype
-            key, value = (width, width), (groups * width, request.v_head_dim)
-        else:
-            a, b = query.tensor_split([request.qk_nope_head_dim if up is not None else latent], dim=-1)
-            out_dtype = query.dtype if up is None else torch.float32
-            if up is not None:
-                a = absorb_query(a.float(), up.w_uk.float()) if request.qk_nope_head_dim else None
-            key, value = (latent + request.qk_rope_head_dim, 0), (-1, 0)
-        out = torch.zeros(
-            query.shape[0],
-            request.num_heads,
-            request.v_head_dim if groups > 1 or request.kind == "kv" else latent,
-            dtype=out_dtype,
+        """See `Backend.run`. Raises ShapeError for page ids outside the cache, StalePlanError for another's plan."""
+        if not isinstance(plan, NativePlan):
+            raise StalePlanError(f"plan: made by backend {plan.backend!r}. Make a new plan with the one that runs it.")
+        call = _Call(self.isa, plan, request, cache, batch, scale, causal)
+        return Attended(*call.run(query, up), path=f"{self.name}:{find_isa(self.isa).name}:{call.forms}")
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One `run` and its arguments."""
+
+    isa: str | None
+    plan: NativePlan
+    request: Request
+    cache: LayerCache
+    batch: Batch
+    scale: float
+    causal: bool
+
+    @property
+    def forms(self) -> str:
+        return "+".join(sorted(set(self.plan.forms)))
+
+    def run(self, query: Tensor, up: UpProjection | None) -> tuple[Tensor, Tensor]:
+        """Output and LSE of all tokens."""
+        if up is None or "head" not in self.plan.forms:
+            return self._in_place(query, up)
+        out = query.new_empty(query.shape[0], self.request.num_heads, self.request.v_head_dim)
+        lse = torch.empty(query.shape[:2], dtype=torch.float32)
+        start = 0
+        others: list[Tensor] = []
+        for index, (query_len, _) in enumerate(self.plan.lengths):
+            rows = torch.arange(start, start + query_len)
+            if self.plan.forms[index] != "head":
+                others.append(rows)
+            elif query_len:
+                out[rows], lse[rows] = self._head(query[start : start + query_len], index, up)
+            start += query_len
+        if others:
+            chosen = torch.cat(others)
+            out[chosen], lse[chosen] = self._in_place(query[chosen], up)
+        return out, lse
+
+    def _head(self, query: Tensor, index: int, up: UpProjection) -> tuple[Tensor, Tensor]:
+        return attend_expanded(
+            find_isa(self.isa),
+            query,
+            self.cache,
+            self.batch,
+            index,
+            up,
+            rope_groups=self.request.rope_groups,
+            scale=self.scale,
+            causal=self.causal,
         )
-        isa.attention(
+
+    def _in_place(self, query: Tensor, up: UpProjection | None) -> tuple[Tensor, Tensor]:
+        """Everything but the head form: the kernel on the cache's own rows."""
+        request = self.request
+        a: Tensor | None
+        b: Tensor | None
+        if request.kind == "kv":
+            groups, width, value_width = request.num_key_value_heads, request.head_dim, request.v_head_dim
+            a, b = query, None
+            key, value = (width, width), (groups * width, value_width)
+        else:
+            groups, value_width = 1, request.kv_lora_rank
+            nope = value_width if up is None else request.qk_nope_head_dim
+            a, b = query[..., :nope], query[..., nope:]
+            if up is not None:
+                a = project_columns(find_isa(self.isa), a, up.w_uk) if nope else None
+            key, value = (request.kv_lora_rank + request.qk_rope_head_dim, 0), (-1, 0)
+        dtype = query.dtype if up is None else torch.float32
+        out = torch.zeros(query.shape[0], request.num_heads, value_width, dtype=dtype)
+        lse = torch.full(query.shape[:2], -torch.inf, dtype=torch.float32)
+        work = self.plan.work
+        find_isa(self.isa).attention(
             out,
             lse,
             a,
             b,
-            cache.rows,
-            batch.page_table,
-            plan.work.records,
+            self.cache.rows,
+            self.batch.page_table,
+            work.records,
             key,
             value,
             groups,
             request.rope_groups,
-            scale,
-            causal,
-            plan.work.threads,
+            self.scale,
+            self.causal,
+            work.threads,
         )
         if up is not None:
-            out = expand_output(out, up.w_uv.float()).to(query.dtype)
-        return Attended(out, lse, f"{self.name}:{isa.name}:{'+'.join(sorted(set(plan.forms)))}")
+            expanded = query.new_empty(query.shape[0], request.num_heads, request.v_head_dim)
+            project_rows(find_isa(self.isa), out, up.w_uv, into=expanded)
+            out = expanded
+        return out, lse
+
+
+def _form(request: Request, query_len: int, context_len: int) -> str:
+    if request.kind == "kv":
+        return "kv"
+    if request.kind == "absorbed":
+        return "latent"
+    if request.form != "auto":
+        return request.form
+    return cheaper_form(request, query_len=query_len, context_len=context_len)

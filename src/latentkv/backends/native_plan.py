@@ -8,6 +8,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -74,12 +75,14 @@ def divide(
 ) -> Work:
     """Work over the `chosen` sequences of a batch with these (query_len, context_len), for `threads` threads.
 
-    Rows of one sequence and KV group are numbered head by head: row = head in group * query_len + token.
+    Rows of one sequence and KV group are numbered head by head: row = head in group * query_len + token. The query
+    holds the chosen sequences' tokens only.
     """
-    starts, start = [], 0
-    for query_len, _ in lengths:
-        starts.append(start)
-        start += query_len
+    chosen = tuple(chosen)
+    sequences, start = [(0, 0, 0)] * len(lengths), 0
+    for index in chosen:
+        sequences[index] = (start, *lengths[index])
+        start += lengths[index][0]
     tiles = [
         tile
         for index in chosen
@@ -101,10 +104,37 @@ def divide(
         for begin, end in pieces:
             items.append((*where, begin, end, -1, slots))
             slots += 1
-    # Longest first: what is left for the end is short.
-    items.sort(key=lambda item: -(item[5] - item[4]) * (item[3] + TOKEN_ROWS))
-    sequences = [(begin, *pair) for begin, pair in zip(starts, lengths, strict=True)]
+    items.sort(key=_longest_first)
     return Work(_records(sequences, 3), _records(items, 8), _records(merges, 6), slots, threads)
+
+
+@lru_cache(maxsize=64)
+def divide_stretch(
+    query_len: int, context_len: int, *, begin: int, stretch: int, heads: int, causal: bool, threads: int
+) -> Work:
+    """Work of one sequence over context tokens begin ... begin + stretch - 1, when its context comes in stretches.
+
+    Every head is its own KV group. A tile keeps its unfinished result in its own slot from one stretch to the next.
+    """
+    items: list[tuple[int, ...]] = []
+    slots = 0
+    for head in range(heads):
+        for tile in _tiles(0, head, 1, query_len, context_len):
+            seen = max(1, tile.seen if causal else context_len)
+            if begin < seen:
+                last = seen <= begin + stretch
+                where = (0, head, tile.first_row, tile.rows, begin, min(begin + stretch, context_len))
+                items.append((*where, slots if begin else -1, -1 if last else slots))
+            slots += 1
+    items.sort(key=_longest_first)
+    one_stretch = stretch >= context_len
+    sequences = _records([(0, query_len, context_len)], 3)
+    return Work(sequences, _records(items, 8), _records([], 6), 0 if one_stretch else slots, threads)
+
+
+def _longest_first(item: tuple[int, ...]) -> int:
+    """What is left for the end is then short."""
+    return -(item[5] - item[4]) * (item[3] + TOKEN_ROWS)
 
 
 def _tiles(sequence: int, group: int, heads: int, query_len: int, context_len: int) -> Iterable[_Tile]:

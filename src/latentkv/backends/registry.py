@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from latentkv.backends.base import Backend, Request
+from latentkv.backends.native import NativeBackend
 from latentkv.backends.portable import PortableBackend
 from latentkv.errors import OptionError, UnsupportedError, sentence
 
 # In order of preference: `auto` takes the first that can.
-BACKENDS: tuple[Backend, ...] = (PortableBackend(),)
+BACKENDS: tuple[Backend, ...] = (NativeBackend(), PortableBackend())
 
 
 @dataclass(frozen=True)

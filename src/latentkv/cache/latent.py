@@ -20,7 +20,8 @@ from latentkv.errors import OptionError, sentence
 class LayerCache:
     """One layer's pages.
 
-    rows: [pages, page_tokens, row_elements] in the layout's storage dtype; a view of the cache, written in place
+    rows: [pages, page_tokens, row_elements] in the layout's storage dtype; a view of the cache, written in place.
+          Reading takes any strides; writing needs pages without gaps.
     """
 
     rows: Tensor
@@ -37,7 +38,7 @@ class LayerCache:
 
     def read(self, slots: Tensor) -> dict[str, Tensor]:
         """The rows at slots [S] int64, decoded: one float32 tensor [S, elements] per part."""
-        return decode_rows(self.layout, self.rows.view(-1, self.layout.row_elements)[slots])
+        return decode_rows(self.layout, self.rows[slots // self.page_tokens, slots % self.page_tokens])
 
 
 class LatentCache:

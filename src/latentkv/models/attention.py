@@ -19,20 +19,7 @@ from latentkv.models.config import LATENT_NORM_EPS, ModelConfig
 from latentkv.models.step import Step
 from latentkv.models.weights import TensorReader
 from latentkv.ops.absorb import UpProjection
-from latentkv.ops.linear import linear
-from latentkv.ops.rope import rotate
-
-
-@dataclass(frozen=True)
-class Projection:
-    """A linear map: weight [out, in], bias [out] or None."""
-
-    weight: Tensor
-    bias: Tensor | None = None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """x [..., in] to [..., out]."""
-        return linear(x, self.weight, self.bias)
+from latentkv.ops.linear import Projection
 
 
 def read_projection(
@@ -113,36 +100,34 @@ class MLAttention:
         return self.output(attended.out.flatten(1))
 
     def _write(self, hidden: Tensor, step: Step, cache: LayerCache) -> None:
-        geometry, kernels = self.geometry, step.execution.kernels
-        latent, rope = self.kv_a(hidden).tensor_split([geometry.kv_lora_rank], dim=-1)
-        if self.kv_norm is not None:
-            latent = kernels.rms_norm(latent, self.kv_norm, eps=LATENT_NORM_EPS)
-        rope = rope.reshape(len(rope), geometry.rope_groups, geometry.query_rope_dim)
-        if self.k_rope_norm is not None:
-            rope = kernels.rms_norm(rope, self.k_rope_norm, eps=self.config.rms_norm_eps)
-        rope = rotate(rope, self._angles(step), interleaved=self.config.rope.interleaved)
-        kernels.write_rows(cache, step.batch.slots, {"latent": latent, "rope": rope.flatten(1)})
+        step.execution.kernels.write_latent(
+            cache,
+            step.batch.slots,
+            self.kv_a(hidden),
+            latent_norm=self.kv_norm,
+            latent_eps=LATENT_NORM_EPS,
+            rope_norm=self.k_rope_norm,
+            rope_eps=self.config.rms_norm_eps,
+            angles=step.angles,
+            groups=self.geometry.rope_groups,
+            interleaved=self.config.rope.interleaved,
+        )
 
     def _query(self, hidden: Tensor, step: Step) -> Tensor:
         """Queries [T, H, N + Rq], their RoPE part rotated."""
         geometry, kernels = self.geometry, step.execution.kernels
         if self.q_a is not None and self.q_a_norm is not None:
             hidden = kernels.rms_norm(self.q_a(hidden), self.q_a_norm, eps=LATENT_NORM_EPS)
-        heads, groups, width = geometry.num_attention_heads, geometry.rope_groups, geometry.query_rope_dim
-        query = self.q(hidden).view(len(hidden), heads, geometry.qk_nope_head_dim + width)
-        nope, rope = query.tensor_split([geometry.qk_nope_head_dim], dim=-1)
-        if self.q_rope_norm is not None:
-            rope = kernels.rms_norm(rope, self.q_rope_norm, eps=self.config.rms_norm_eps)
-        rope = rope.reshape(len(rope), groups, heads // groups, width)
-        rope = rotate(rope, self._angles(step), interleaved=self.config.rope.interleaved)
-        return torch.cat([nope, rope.flatten(1, 2)], dim=-1)
-
-    def _angles(self, step: Step) -> tuple[Tensor, Tensor]:
-        """The step's angles, one set per block of the RoPE key: [T, groups, Rq/2]."""
-        groups = self.geometry.rope_groups
-        cos, sin = step.angles
-        shape = (len(cos), groups, cos.shape[1] // groups)
-        return cos.view(shape), sin.view(shape)
+        width = geometry.qk_nope_head_dim + geometry.query_rope_dim
+        return kernels.rotate_query(
+            self.q(hidden).view(len(hidden), geometry.num_attention_heads, width),
+            norm=self.q_rope_norm,
+            eps=self.config.rms_norm_eps,
+            angles=step.angles,
+            groups=geometry.rope_groups,
+            interleaved=self.config.rope.interleaved,
+            nope=geometry.qk_nope_head_dim,
+        )
 
 
 @dataclass(frozen=True)
@@ -200,10 +185,15 @@ class GroupedQueryAttention:
 
     def _rotated(self, projected: Tensor, norm: Tensor | None, step: Step) -> Tensor:
         width = self.geometry.head_dim
-        heads = projected.view(len(projected), projected.shape[1] // width, width)
-        if norm is not None:
-            heads = step.execution.kernels.rms_norm(heads, norm, eps=self.config.rms_norm_eps)
-        return rotate(heads, step.angles, interleaved=self.config.rope.interleaved)
+        return step.execution.kernels.rotate_query(
+            projected.view(len(projected), projected.shape[1] // width, width),
+            norm=norm,
+            eps=self.config.rms_norm_eps,
+            angles=step.angles,
+            groups=1,
+            interleaved=self.config.rope.interleaved,
+            nope=0,
+        )
 
 
 def _attend(query: Tensor, cache: LayerCache, step: Step, *, scale: float, up: UpProjection | None) -> Attended:

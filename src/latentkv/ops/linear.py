@@ -57,7 +57,7 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     return functional.linear(x, wide, None if bias is None else bias.to(x.dtype))
 
 
-def project(
+def linear_stack(
     x: Tensor,
     projections: Sequence[Projection],
     *,
@@ -75,22 +75,13 @@ def project(
     return tuple(result if residual is None else residual + result for result in scaled)
 
 
-def project_gated(x: Tensor, gate: Projection, up: Projection, *, norm: InputNorm | None = None) -> Tensor:
+def linear_gated(x: Tensor, gate: Projection, up: Projection, *, norm: InputNorm | None = None) -> Tensor:
     """`silu(gate(x)) * up(x)` (SwiGLU; Shazeer, arXiv:2002.05202, section 2): [..., in] to [..., out] in x's dtype."""
-    first, second = project(x, (gate, up), norm=norm)
+    first, second = linear_stack(x, (gate, up), norm=norm)
     return functional.silu(first) * second
 
 
-def project_heads(x: Tensor, weight: Tensor, *, transposed: bool = False) -> Tensor:
-    """One map per head: x [T, H, in] and weight [H, out, in] (transposed: [H, in, out]) give [T, H, out] in x's dtype.
-
-    Absorption needs both: `q_nope @ W_UK` is the transposed one, `o_latent @ W_UVᵀ` the other.
-    """
-    maps = weight.to(x.dtype)
-    return (x.transpose(0, 1) @ (maps if transposed else maps.transpose(1, 2))).transpose(0, 1)
-
-
-def project_groups(
+def linear_groups(
     x: Tensor, counts: Sequence[int], projections: Sequence[Projection], *, gates: Sequence[Projection] | None = None
 ) -> Tensor:
     """Stretches of rows, `counts[i]` of them through `projections[i]`: tokens sorted by expert.
@@ -103,5 +94,5 @@ def project_groups(
         if gates is None:
             pieces.append(projections[index](rows))
         else:
-            pieces.append(project_gated(rows, gates[index], projections[index]))
+            pieces.append(linear_gated(rows, gates[index], projections[index]))
     return torch.cat(pieces)

@@ -87,7 +87,7 @@ class GroupedWeight:
     def rows(self, index: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
         """The outputs `index` [n] int64 (an embedding's lookup): [n, in] in `dtype`."""
         panel, lane = index // PANEL_OUTPUTS, index % PANEL_OUTPUTS
-        codes = (self._rows(index) - self.zero).view(len(index), -1, self.group)
+        codes = (self._rows(index) - self.zero).view(len(index), self.shape[1] // self.group, self.group)
         wide = codes.float() * self.scales[panel, :, lane].float()[..., None]
         if self.minima is not None:
             wide = wide + self.minima[panel, :, lane].float()[..., None]

@@ -1,0 +1,28 @@
+// Arguments that several ops have: cache rows, slots, norms and rotation angles.
+#pragma once
+
+#include "bindings/array.h"
+
+namespace latentkv {
+
+constexpr std::initializer_list<DType> kFloats = {DType::f32, DType::bf16};
+
+// Pages [pages, page_tokens, row_elements] as one matrix of rows that do not overlap.
+Matrix cache_rows(nanobind::handle object);
+
+// [tokens] int64 inside the cache. Throws nanobind::index_error, before anything is written, for one outside.
+const std::int64_t* slots_of(nanobind::handle object, std::int64_t tokens, const Matrix& cache);
+
+// [n] adjacent floats.
+Array weight_of(nanobind::handle object, const char* name, std::int64_t n);
+
+// The same or None, with its epsilon.
+Norm norm_of(nanobind::handle weight, const char* name, std::int64_t n, float eps);
+
+// (cosine, sine), each [tokens, pairs] float32.
+AngleTable angles_of(nanobind::tuple cos_sin, std::int64_t tokens, std::int64_t pairs);
+
+// The pairs in a rotated head or block of `width` elements. Throws ShapeError when one would be left over.
+std::int64_t pairs_of(std::int64_t width);
+
+}  // namespace latentkv

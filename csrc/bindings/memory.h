@@ -1,0 +1,23 @@
+// Scratch memory for kernels, and the three-dimensional arrays they share.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+
+#include "bindings/array.h"
+
+namespace latentkv {
+
+struct Free {
+  void operator()(float* memory) const { std::free(memory); }
+};
+using Floats = std::unique_ptr<float, Free>;
+
+// Uninitialised, at the start of a cache line.
+Floats allocate(std::int64_t floats);
+
+// [a, b, c] of float32 or bfloat16 whose last dimension is adjacent. Throws Declined for others.
+Array cube_of(nanobind::handle object, const char* name);
+
+}  // namespace latentkv

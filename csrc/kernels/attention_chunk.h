@@ -1,0 +1,161 @@
+// One chunk of context, or of a weight's rows: scores of packed queries against its rows, and sums of its rows by weights.
+#pragma once
+
+#include <omp.h>
+
+#include "kernels/attention_partial.h"
+
+namespace latentkv::LATENTKV_ISA {
+
+template <int W>
+class Chunk {
+ public:
+  static constexpr std::int64_t kFloats = kChunk * kStrip + kChunk * kRows + kRows;
+
+  explicit Chunk(float* memory) : strip_(memory), scores_(strip_ + kChunk * kStrip), shrink_(scores_ + kChunk * kRows) {}
+
+  // [kChunk][kRows]: of a token and a row.
+  float* scores() const { return scores_; }
+
+  // [kRows]: what sums so far are to be multiplied with.
+  float* shrink() const { return shrink_; }
+
+  // Scores of `query` against `count` rows of T, whose keys are `width` elements from element `first` on.
+  template <typename T>
+  void dot(const PackedQuery<W>& query, const char* const* rows, std::int64_t count, std::int64_t first,
+           std::int64_t width, Ahead& ahead) const {
+    __builtin_memset(scores_, 0, kChunk * kRows * sizeof(float));
+    ahead.spread(55, steps(query, width));
+    dot_wide_panels<T>(query, rows, count, first, width, ahead);
+    dot_narrow_panels<T>(query, rows, count, first, ahead);
+  }
+
+  // result = result * shrink + sum over rows of scores * values, the `width` elements from element `first` on.
+  template <typename T>
+  void sum(const Partial& result, std::int64_t row_count, const char* const* rows, std::int64_t count,
+           std::int64_t first, std::int64_t width, Ahead& ahead) const {
+    if (width % W == 0 && row_count == 1) return sum_direct_all<T, 1, 8>(result, rows, count, first, width, ahead);
+    if (width % W == 0 && row_count == 2) return sum_direct_all<T, 2, 4>(result, rows, count, first, width, ahead);
+    ahead.spread(45, (row_count + Tile<W>::sum_rows - 1) / Tile<W>::sum_rows * result.strips * (kChunk / kStepTerms));
+    for (std::int64_t d = 0; d < width; d += kStrip) {
+      widen_rows<W, T>(rows, count, first + d, width - d < kStrip ? width - d : kStrip, strip_);
+      sum_strip(result.at(0, d), row_count, count, ahead);
+    }
+  }
+
+ private:
+  static std::int64_t steps(const PackedQuery<W>& query, std::int64_t width) {
+    std::int64_t steps = 0;
+    for (const Panel& panel : query) {
+      steps += kChunk / tokens_of(panel) * (panel.vectors == 0 ? 1 : kStrip / kStepColumns);
+    }
+    return steps * ((width + kStrip - 1) / kStrip);
+  }
+
+  static int tokens_of(const Panel& panel) {
+    return panel.vectors == 2 ? Tile<W>::pair_tokens : panel.vectors == 1 ? Tile<W>::single_tokens : kNarrowTokens;
+  }
+
+  // Strip by strip through one small buffer: a whole widened chunk would be written to the second-level cache and read
+  // back, which takes longer than widening its values a second time.
+  template <typename T>
+  void dot_wide_panels(const PackedQuery<W>& query, const char* const* rows, std::int64_t count, std::int64_t first,
+                       std::int64_t width, Ahead& ahead) const {
+    if (query.begin()->vectors == 0) return;
+    for (std::int64_t from = 0; from < width; from += kStrip) {
+      const std::int64_t to = from + kStrip < width ? from + kStrip : width;
+      widen_rows<W, T>(rows, count, first + from, to - from, strip_);
+      for (const Panel& panel : query) {
+        if (panel.vectors == 0) continue;
+        for (int i = 0; i < panel.range_count; ++i) {
+          const Range range{from > panel.ranges[i].from ? from : panel.ranges[i].from,
+                            to < panel.ranges[i].to ? to : panel.ranges[i].to};
+          if (range.from < range.to) dot_panel(panel, from, {range.from - from, range.to - from}, count, ahead);
+        }
+      }
+    }
+  }
+
+  // The columns `range` of the strip that starts at column `from`.
+  void dot_panel(const Panel& panel, std::int64_t from, Range range, std::int64_t count, Ahead& ahead) const {
+    const int tokens = tokens_of(panel);
+    const float* q = panel.q + from * panel.vectors * W;
+    for (std::int64_t token = 0; token < count; token += tokens) {
+      const float* keys = strip_ + token * kStrip;
+      float* scores = scores_ + token * kRows + panel.first_row;
+      if (panel.vectors == 2) {
+        dot_wide<W, Tile<W>::pair_tokens, 2>(q, keys, range, scores, ahead);
+      } else {
+        dot_wide<W, Tile<W>::single_tokens, 1>(q, keys, range, scores, ahead);
+      }
+    }
+  }
+
+  template <typename T>
+  void dot_narrow_panels(const PackedQuery<W>& query, const char* const* rows, std::int64_t count, std::int64_t first,
+                         Ahead& ahead) const {
+    if ((query.end() - 1)->vectors != 0) return;
+    const T* keys[kChunk];
+    for (std::int64_t t = 0; t < kChunk; ++t) {
+      keys[t] = reinterpret_cast<const T*>(rows[t < count ? t : count - 1]) + first;
+    }
+    for (const Panel& panel : query) {
+      if (panel.vectors != 0) continue;
+      if (panel.rows == 4) dot_narrow_panel<4>(panel, query.stride(), keys, count, ahead);
+      if (panel.rows == 2) dot_narrow_panel<2>(panel, query.stride(), keys, count, ahead);
+      if (panel.rows == 1) dot_narrow_panel<1>(panel, query.stride(), keys, count, ahead);
+    }
+  }
+
+  template <int Rows, typename T>
+  void dot_narrow_panel(const Panel& panel, std::int64_t stride, const T* const* keys, std::int64_t count,
+                        Ahead& ahead) const {
+    for (std::int64_t t = 0; t < count; t += kNarrowTokens) {
+      dot_direct<W, kNarrowTokens, Rows, T>(panel.q, stride, keys + t, panel.ranges[0], scores_ + t * kRows + panel.first_row, ahead);
+    }
+  }
+
+  void sum_strip(float* out, std::int64_t row_count, std::int64_t count, Ahead& ahead) const {
+    std::int64_t row = 0;
+    for (; row + Tile<W>::sum_rows <= row_count; row += Tile<W>::sum_rows) {
+      sum_rows<Tile<W>::sum_rows>(row, out, count, ahead);
+    }
+    switch (row_count - row) {
+      case 5: return sum_rows<5>(row, out, count, ahead);
+      case 4: return sum_rows<4>(row, out, count, ahead);
+      case 3: return sum_rows<3>(row, out, count, ahead);
+      case 2: return sum_rows<2>(row, out, count, ahead);
+      case 1: return sum_rows<1>(row, out, count, ahead);
+      default: return;
+    }
+  }
+
+  // The fewer rows, the more columns at once, so that sums do not wait for each other.
+  template <int Rows>
+  void sum_rows(std::int64_t row, float* out, std::int64_t count, Ahead& ahead) const {
+    constexpr int most = kStrip / W;
+    constexpr int wanted = Rows == 1 ? 8 : Rows == 2 ? 4 : Tile<W>::sum_vectors;
+    constexpr int vectors = wanted < most ? wanted : most;
+    out += row * kStrip;
+    for (std::int64_t d = 0; d < kStrip; d += vectors * W) {
+      sum_tile<W, Rows, vectors>(scores_ + row, strip_ + d, count, shrink_ + row, out + d, ahead);
+    }
+  }
+
+  template <typename T, int Rows, int Vectors>
+  void sum_direct_all(const Partial& result, const char* const* rows, std::int64_t count, std::int64_t first,
+                      std::int64_t width, Ahead& ahead) const {
+    const T* values[kChunk];
+    for (std::int64_t t = 0; t < count; ++t) values[t] = reinterpret_cast<const T*>(rows[t]) + first;
+    ahead.spread(40, kChunk * ((width + Vectors * W - 1) / (Vectors * W)));
+    std::int64_t d = 0;
+    for (; d + Vectors * W <= width; d += Vectors * W) {
+      sum_direct<W, Rows, Vectors, T>(scores_, values, d, count, shrink_, result.out, ahead);
+    }
+    for (; d < width; d += W) sum_direct<W, Rows, 1, T>(scores_, values, d, count, shrink_, result.out, ahead);
+  }
+
+  float *strip_, *scores_, *shrink_;
+};
+
+}  // namespace latentkv::LATENTKV_ISA

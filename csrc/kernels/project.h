@@ -1,0 +1,164 @@
+// Per-head products of tokens with the two halves of W_UKV, on attention's tiles. Reference: src/latentkv/ops/absorb.py.
+#pragma once
+
+#include "kernels/attention_chunk.h"
+
+namespace latentkv::LATENTKV_ISA {
+
+template <int W>
+class ProjectWorker {
+  using S = Simd<W>;
+
+ public:
+  ProjectWorker(const ProjectParams& p, float* memory)
+      : p_(p),
+        as_query_(query_params(p)),
+        query_(as_query_, memory),
+        chunk_(memory + PackedQuery<W>::floats(as_query_)),
+        sums_(memory + PackedQuery<W>::floats(as_query_) + Chunk<W>::kFloats, strips(p)),
+        line_(sums_.total + kRows) {}
+
+  static std::int64_t floats(const ProjectParams& p) {
+    const std::int64_t chunk = PackedQuery<W>::floats(query_params(p)) + Chunk<W>::kFloats;
+    return round_up(chunk + Partial::floats(strips(p)) + round_up(p.x.width, W), 16);
+  }
+
+  // Tokens first ... first + count - 1, heads first_head ... last_head. x without a stride between heads is packed once.
+  void rows(std::int64_t first, std::int64_t count, std::int64_t first_head, std::int64_t last_head) {
+    for (std::int64_t head = first_head; head <= last_head; ++head) {
+      if (head == first_head || p_.x.head_stride != 0) {
+        query_.pack({0, p_.tokens, first, head}, count, p_.x.width % W == 0);
+      }
+      p_.w_dtype == DType::f32 ? rows_typed<float>(first, count, head) : rows_typed<bf16>(first, count, head);
+    }
+  }
+
+  void columns(std::int64_t first, std::int64_t count, std::int64_t head) {
+    p_.w_dtype == DType::f32 ? columns_typed<float>(first, count, head) : columns_typed<bf16>(first, count, head);
+  }
+
+ private:
+  static std::int64_t strips(const ProjectParams& p) { return round_up(p.out_width, kStrip) / kStrip; }
+
+  static AttentionParams query_params(const ProjectParams& p) {
+    AttentionParams query{};
+    query.a = p.x;
+    query.heads = p.heads;
+    query.b_blocks = 1;
+    query.key_width = p.x.width;
+    query.scale_log2 = 1.0f;
+    return query;
+  }
+
+  // Addresses of at most kChunk rows of w from `begin` on.
+  std::int64_t weight_rows(std::int64_t head, std::int64_t begin, std::int64_t end, const char** rows) const {
+    const std::int64_t bytes = p_.w_dtype == DType::f32 ? 4 : 2;
+    const std::int64_t count = end - begin < kChunk ? end - begin : kChunk;
+    for (std::int64_t i = 0; i < count; ++i) {
+      rows[i] = static_cast<const char*>(p_.w) + (head * p_.w_head_stride + (begin + i) * p_.w_row_stride) * bytes;
+    }
+    return count;
+  }
+
+  template <typename T>
+  void rows_typed(std::int64_t first, std::int64_t tokens, std::int64_t head) {
+    const char* rows[kChunk];
+    for (std::int64_t j = 0; j < p_.out_width; j += kChunk) {
+      Ahead none;
+      const std::int64_t count = weight_rows(head, j, p_.out_width, rows);
+      chunk_.template dot<T>(query_, rows, count, 0, p_.x.width, none);
+      for (std::int64_t row = 0; row < tokens; row += W) {
+        for (std::int64_t i = 0; i < count; i += W) {
+          const std::int64_t lanes = tokens - row < W ? tokens - row : W, width = count - i < W ? count - i : W;
+          turn_out(first + row, lanes, head, j + i, width, chunk_.scores() + i * kRows + row);
+        }
+      }
+    }
+  }
+
+  // A square of scores [outputs][tokens] to out.
+  void turn_out(std::int64_t token, std::int64_t lanes, std::int64_t head, std::int64_t j, std::int64_t width,
+                const float* scores) const {
+    typename S::F square[W];
+    for (int k = 0; k < W; ++k) square[k] = S::load(scores + k * kRows);
+    transpose<W>(square);
+    for (std::int64_t lane = 0; lane < lanes; ++lane) store(token + lane, head, j, square[lane], width);
+  }
+
+  void store(std::int64_t token, std::int64_t head, std::int64_t d, typename S::F value, std::int64_t width) const {
+    const std::int64_t at = token * p_.out_token_stride + head * p_.out_head_stride + d;
+    p_.out_dtype == DType::f32 ? store_typed(static_cast<float*>(p_.out) + at, value, width)
+                               : store_typed(static_cast<bf16*>(p_.out) + at, value, width);
+  }
+
+  template <typename T>
+  static void store_typed(T* to, typename S::F value, std::int64_t width) {
+    width == W ? S::store(to, value) : S::store_part(to, value, width);
+  }
+
+  template <typename T>
+  void columns_typed(std::int64_t first, std::int64_t tokens, std::int64_t head) {
+    const char* rows[kChunk];
+    sums_.clear(tokens);
+    for (std::int64_t row = 0; row < kRows; ++row) chunk_.shrink()[row] = 1.0f;
+    for (std::int64_t k = 0; k < p_.x.width; k += kChunk) {
+      Ahead none;
+      const std::int64_t count = weight_rows(head, k, p_.x.width, rows);
+      for (std::int64_t row = 0; row < tokens; ++row) {
+        scale_part<W>(p_.x, first + row, head, 1.0f, line_);
+        for (std::int64_t i = 0; i < count; ++i) chunk_.scores()[i * kRows + row] = line_[k + i];
+      }
+      chunk_.template sum<T>(sums_, tokens, rows, count, 0, p_.out_width, none);
+    }
+    for (std::int64_t row = 0; row < tokens; ++row) {
+      for (std::int64_t d = 0; d < p_.out_width; d += W) {
+        store(first + row, head, d, S::load(sums_.at(row, d)), p_.out_width - d < W ? p_.out_width - d : W);
+      }
+    }
+  }
+
+  const ProjectParams& p_;
+  const AttentionParams as_query_;
+  PackedQuery<W> query_;
+  Chunk<W> chunk_;
+  Partial sums_;
+  float* line_;
+};
+
+template <int W>
+std::int64_t project_scratch(const ProjectParams& p) {
+  return ProjectWorker<W>::floats(p);
+}
+
+// Tiles of tokens, and heads where each has its own x.
+template <int W>
+void project_rows(const ProjectParams& p) {
+  const std::int64_t tiles = (p.tokens + kRows - 1) / kRows;
+  const std::int64_t parts = p.x.head_stride == 0 ? 1 : p.heads;
+#pragma omp parallel num_threads(p.threads)
+  {
+    ProjectWorker<W> worker(p, p.scratch + omp_get_thread_num() * ProjectWorker<W>::floats(p));
+#pragma omp for schedule(dynamic, 1)
+    for (std::int64_t i = 0; i < tiles * parts; ++i) {
+      const std::int64_t first = i / parts * kRows, head = i % parts;
+      const std::int64_t count = p.tokens - first < kRows ? p.tokens - first : kRows;
+      worker.rows(first, count, head, parts == 1 ? p.heads - 1 : head);
+    }
+  }
+}
+
+template <int W>
+void project_columns(const ProjectParams& p) {
+  const std::int64_t tiles = (p.tokens + kRows - 1) / kRows;
+#pragma omp parallel num_threads(p.threads)
+  {
+    ProjectWorker<W> worker(p, p.scratch + omp_get_thread_num() * ProjectWorker<W>::floats(p));
+#pragma omp for schedule(dynamic, 1)
+    for (std::int64_t i = 0; i < tiles * p.heads; ++i) {
+      const std::int64_t first = i / p.heads * kRows;
+      worker.columns(first, p.tokens - first < kRows ? p.tokens - first : kRows, i % p.heads);
+    }
+  }
+}
+
+}  // namespace latentkv::LATENTKV_ISA

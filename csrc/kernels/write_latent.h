@@ -1,0 +1,42 @@
+// One layer's new MLA rows: norm, rotation, encoding and scattering to cache rows by slot in one pass. Reference:
+// src/latentkv/ops/write_latent.py.
+#pragma once
+
+#include "kernels/rope.h"
+
+namespace latentkv::LATENTKV_ISA {
+
+template <int W, typename T, typename To>
+void write_normed(const NormedRow<W, T>& x, To* out, std::int64_t n) {
+  using S = Simd<W>;
+  std::int64_t i = 0;
+  for (; i + W <= n; i += W) S::store(out + i, x.load(i));
+  if (i < n) S::store_part(out + i, x.load_part(i, n - i), n - i);
+}
+
+template <int W, typename T, typename To>
+void write_latent_row(const WriteLatentParams& p, std::int64_t token) {
+  const T* x = static_cast<const T*>(p.kv.data) + token * p.kv.stride;
+  To* out = static_cast<To*>(p.cache.data) + p.slots[token] * p.cache.stride;
+  write_normed(normed_row<W>(x, p.latent_norm, p.latent_width), out, p.latent_width);
+  const std::int64_t pairs = p.angles.pairs / p.groups;
+  for (std::int64_t group = 0; group < p.groups; ++group) {
+    const std::int64_t start = p.latent_width + group * 2 * pairs;
+    rotate_head<W>(x + start, p.rope_norm, angles_of(p.angles, token, group * pairs), out + start, pairs,
+                   p.interleaved);
+  }
+}
+
+template <int W, typename T>
+void write_latent_typed(const WriteLatentParams& p) {
+  for_each_row(p.kv.rows, p.kv.rows * p.kv.cols, [&](std::int64_t token) {
+    p.cache.dtype == DType::f32 ? write_latent_row<W, T, float>(p, token) : write_latent_row<W, T, bf16>(p, token);
+  });
+}
+
+template <int W>
+void write_latent(const WriteLatentParams& p) {
+  p.kv.dtype == DType::f32 ? write_latent_typed<W, float>(p) : write_latent_typed<W, bf16>(p);
+}
+
+}  // namespace latentkv::LATENTKV_ISA

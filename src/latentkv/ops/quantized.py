@@ -1,7 +1,6 @@
-"""Weights as whole numbers in groups: `w = scale * (code - zero) + minimum`, one scale and minimum per output and group.
+"""Weights as whole numbers in groups: `w = scale * (code - zero) + minimum`, with a scale for each output and group.
 
-int8 codes run from -128 to 127 (zero 0), int4 codes from 0 to 15 (zero 8 without a minimum). A group is 16, 32, 64 or 128
-neighbouring inputs. Codes are packed once, in the order the native kernels read them; this file defines that order:
+int8 codes run from -128 to 127 (zero 0), int4 codes from 0 to 15. A group is 16, 32, 64 or 128 neighbouring inputs. Codes are packed once, in the order the native kernels read them; this file defines that order:
 
     panel = 16 outputs, the last panel filled up with zeros
     int8   [panels, in / 4, 16, 4]: byte b of an output is input 4 * i + b
@@ -14,7 +13,7 @@ It knows no file format and no kernel.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -59,7 +58,7 @@ class GroupedWeight:
         outputs, inputs = codes.shape
         padded = _padded(codes.to(torch.int16))
         per_step = 4 if format == "int8" else 8
-        steps = padded.view(-1, PANEL_OUTPUTS, inputs // per_step, per_step).transpose(1, 2)
+        steps = padded.view(len(padded) // PANEL_OUTPUTS, PANEL_OUTPUTS, inputs // per_step, per_step).transpose(1, 2)
         packed = steps.to(torch.int8) if format == "int8" else (steps[..., :4] | steps[..., 4:] << 4).to(torch.uint8)
         return GroupedWeight(
             format=format,
@@ -106,6 +105,25 @@ class GroupedWeight:
         return packed.flatten(1)
 
 
+def joined(weights: Sequence[GroupedWeight]) -> GroupedWeight:
+    """The outputs of weights of one kind, each but the last with whole panels."""
+    if len(weights) == 1:
+        return weights[0]
+    minima = [weight.minima for weight in weights if weight.minima is not None]
+    return replace(
+        weights[0],
+        codes=torch.cat([weight.codes for weight in weights]),
+        scales=torch.cat([weight.scales for weight in weights]),
+        minima=torch.cat(minima) if minima else None,
+        shape=(sum(weight.shape[0] for weight in weights), weights[0].shape[1]),
+    )
+
+
+def padded_rows(rows: int) -> int:
+    """`rows` rounded up to whole panels."""
+    return -(-rows // PANEL_OUTPUTS) * PANEL_OUTPUTS
+
+
 def stack(weights: Sequence[GroupedWeight]) -> GroupedWeight | None:
     """The outputs of all, one after the other; None unless they have one format, group, zero and kind of values."""
     first = weights[0]
@@ -134,7 +152,7 @@ def quantize(
     if weight.ndim != 2 or group not in GROUPS or weight.shape[1] % group:
         expected = f"[out, in] with in divisible by a group of {', '.join(map(str, GROUPS))}"
         raise ConfigError(sentence("weight", expected=expected, got=f"{list(weight.shape)} and group {group}"))
-    grouped = weight.float().unflatten(1, (-1, group))
+    grouped = weight.float().reshape(weight.shape[0], weight.shape[1] // group, group)
     if not grouped.isfinite().all():
         raise ConfigError(sentence("weight", expected="finite numbers", got="NaN or infinity"))
     if format == "int8":
@@ -158,7 +176,9 @@ def _padded(rows: Tensor) -> Tensor:
 
 
 def _pack_values(values: Tensor) -> Tensor:
-    return _padded(values).unflatten(0, (-1, PANEL_OUTPUTS)).transpose(1, 2).contiguous()
+    rows = _padded(values)
+    panels = rows.reshape(len(rows) // PANEL_OUTPUTS, PANEL_OUTPUTS, values.shape[1])
+    return panels.transpose(1, 2).contiguous()
 
 
 def _kind(weight: GroupedWeight) -> tuple[object, ...]:

@@ -1,14 +1,16 @@
 # setup chat test check bench docs: all a person or a CI job needs. Everything is installed into .venv.
 # PYTHON picks the interpreter, PIP_FLAGS is handed to pip install, ARGS to pytest.
+# test-kernels and test-neon run the kernels without Python (csrc/README.md); they need nothing of .venv.
 PYTHON ?= python3
 PIP_FLAGS ?=
 ARGS ?=
+SANITIZE ?= OFF
 
 BIN := .venv/bin
 STAMP := .venv/installed
-BUILD_INPUTS := pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc -name '*.cpp' -o -name '*.h')
+BUILD_INPUTS := pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc -path csrc/tests -prune -o -type f ! -name README.md -print)
 
-.PHONY: setup chat test check bench docs
+.PHONY: setup chat test test-kernels test-neon check bench docs
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -37,6 +39,22 @@ endif
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(ARGS)
+
+# $(call needs,TARGET,TOOLS,PACKAGES)
+needs = @for tool in $(2); do command -v $$tool >/dev/null || \
+  { echo "make $(1) needs $$tool; on Debian or Ubuntu: apt install $(3)" >&2; exit 2; }; done
+
+test-kernels:
+	$(call needs,$@,cmake g++,cmake g++)
+	cmake -S csrc/tests -B build/kernels-$(SANITIZE) -DSANITIZE=$(SANITIZE)
+	cmake --build build/kernels-$(SANITIZE) --parallel
+	ctest --test-dir build/kernels-$(SANITIZE) --verbose
+
+test-neon:
+	$(call needs,$@,cmake aarch64-linux-gnu-g++ qemu-aarch64,cmake g++-aarch64-linux-gnu qemu-user)
+	cmake -S csrc/tests -B build/neon -DCMAKE_TOOLCHAIN_FILE=aarch64.cmake
+	cmake --build build/neon --parallel
+	ctest --test-dir build/neon --verbose
 
 check: $(STAMP)
 	$(BIN)/ruff check .

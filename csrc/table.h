@@ -13,6 +13,9 @@ struct Kernels {
   void (*attention)(const AttentionParams&);
   std::int64_t (*attention_scratch)(const AttentionParams&);  // floats for each thread
   std::int64_t (*attention_slot)(const AttentionParams&);     // floats for each slot
+  float (*fma_burst)(std::int64_t rounds);
+  std::int64_t (*fma_burst_flops)(std::int64_t rounds);
+  float (*read_burst)(const float* from, std::int64_t count);
   void (*linear)(const LinearParams&);
   std::int64_t (*linear_scratch)(const LinearParams&);  // bytes in all
   void (*project_rows)(const ProjectParams&);

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from latentkv.attend import attend
+from latentkv.attend import attend, plan_attend, request_for
 from latentkv.cache.layout import kv_row, mla_row
-from latentkv.errors import OptionError, ShapeError
+from latentkv.errors import OptionError, ShapeError, StalePlanError
 from latentkv.ops.absorb import UpProjection
 from support.hostile import hostile_case
 
@@ -90,3 +90,23 @@ def test_options_are_keyword_only():
     case = hostile_case(mla_row("f32", kv_lora_rank=L, qk_rope_head_dim=R), [(T, 5)], page_tokens=4)
     with pytest.raises(TypeError):
         attend(torch.ones(T, H, N + R), case.layer, case.batch, 1.0, UP)
+
+
+def test_a_plan_serves_only_the_request_and_backend_it_was_made_for() -> None:
+    row = mla_row("f32", kv_lora_rank=8, qk_rope_head_dim=4)
+    case = hostile_case(row, [(1, 5)], page_tokens=4)
+    query = torch.randn(1, 2, 12)
+    plan = plan_attend(request_for(query, case.layer, case.batch), case.batch, backend="portable")
+    assert attend(query, case.layer, case.batch, scale=1.0, plan=plan).path.startswith("portable")
+    with pytest.raises(StalePlanError, match="made for Request"):
+        attend(torch.randn(1, 4, 12), case.layer, case.batch, scale=1.0, plan=plan)
+    with pytest.raises(OptionError, match="the plan's portable"):
+        attend(query, case.layer, case.batch, scale=1.0, plan=plan, backend="bogus")
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf")])
+def test_a_scale_that_is_no_number_is_refused(scale: float) -> None:
+    row = mla_row("f32", kv_lora_rank=8, qk_rope_head_dim=4)
+    case = hostile_case(row, [(1, 5)], page_tokens=4)
+    with pytest.raises(OptionError, match="finite"):
+        attend(torch.randn(1, 2, 12), case.layer, case.batch, scale=scale)

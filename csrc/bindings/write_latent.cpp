@@ -37,7 +37,7 @@ void bind_write_latent(nb::class_<Isa>& isa) {
   isa.def("write_latent", &write_latent, nb::arg("rows"), nb::arg("slots"), nb::arg("kv"), nb::kw_only(),
           nb::arg("latent_width"), nb::arg("latent_norm").none(), nb::arg("latent_eps"), nb::arg("rope_norm").none(),
           nb::arg("rope_eps"), nb::arg("angles"), nb::arg("groups"), nb::arg("interleaved"),
-          "Row slots[t] of the cache pages `rows` = kv's row t, its latent normed, its RoPE blocks normed and rotated.");
+          "Row slots[t] of the pages `rows` = kv's row t, its latent normed, its RoPE blocks normed and rotated.");
 }
 
 }  // namespace latentkv

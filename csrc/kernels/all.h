@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/attention.h"
+#include "kernels/ceiling.h"
 #include "kernels/linear.h"
 #include "kernels/project.h"
 #include "kernels/rms_norm.h"
@@ -22,6 +23,9 @@ constinit const Kernels kernels = {
     .attention = attention<LATENTKV_WIDTH>,
     .attention_scratch = attention_scratch<LATENTKV_WIDTH>,
     .attention_slot = attention_slot<LATENTKV_WIDTH>,
+    .fma_burst = fma_burst<LATENTKV_WIDTH>,
+    .fma_burst_flops = fma_burst_flops<LATENTKV_WIDTH>,
+    .read_burst = read_burst<LATENTKV_WIDTH>,
     .linear = linear<LATENTKV_WIDTH>,
     .linear_scratch = linear_scratch<LATENTKV_WIDTH>,
     .project_rows = project_rows<LATENTKV_WIDTH>,

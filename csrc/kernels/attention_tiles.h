@@ -23,7 +23,7 @@ struct Range {
 // Asks for the cache lines of the next chunk's rows, a few at a time, while this chunk is computed. Many at once would
 // wait for each other, and the arithmetic with them.
 struct Ahead {
-  const char* rows[kChunk];
+  const char* rows[kChunk] = {};
   std::int64_t row_count = 0, first_byte = 0, end_byte = 0, row = 0, byte = 0;
   int lines = 0;  // to ask for at each step
 

@@ -90,8 +90,8 @@ void rms_norm(const RmsNormParams& p) {
   p.x.dtype == DType::f32 ? rms_norm_weighted<W, float>(p) : rms_norm_weighted<W, bf16>(p);
 }
 
-// A row as its kernel reads it: normed, if it has a norm, and in any case float32. The weight's type is looked at for each
-// vector; one more template for each would cost more code than that costs time.
+// A row as its kernel reads it: normed, if it has a norm, and in any case float32. The weight's type is looked at for
+// each vector; one more template for each would cost more code than that costs time.
 template <int W, typename T>
 struct NormedRow {
   using S = Simd<W>;

@@ -13,6 +13,7 @@ What a row of the cache holds and whether an up-projection is given decide what 
 
 from __future__ import annotations
 
+import math
 from typing import Any, get_args
 
 import torch
@@ -53,13 +54,17 @@ def attend(
 
     Returns out [T, H, ...] in the query's dtype, lse [T, H] float32 (natural log, -inf where nothing is visible, with
     zeros in out) and the path that ran. Raises ShapeError for arguments that do not fit together, OptionError for an
-    unknown form or backend, UnsupportedError when no backend can run it, StalePlanError for another batch's plan.
+    unknown form or backend, UnsupportedError when no backend can run it, StalePlanError for another call's plan.
     """
     request = request_for(query, cache, batch, up=up, form=form)
+    if not math.isfinite(scale):
+        raise OptionError(sentence("scale", expected="a finite number", got=scale))
+    if plan is not None and backend not in ("auto", plan.backend):
+        raise OptionError(sentence("backend", expected=f"auto or the plan's {plan.backend}", got=repr(backend)))
     chosen = select(request, name=backend if plan is None else plan.backend).backend
     if plan is None:
         plan = chosen.plan(request, batch)
-    plan.check(batch)
+    plan.check(request, batch)
     return chosen.run(plan, request, query, cache, batch, scale=scale, causal=causal, up=up)
 
 
@@ -76,6 +81,8 @@ def request_for(
         raise OptionError(sentence("form", expected=f"one of {', '.join(get_args(Form))}", got=repr(form)))
     if query.ndim != 3 or query.shape[0] != batch.num_tokens:
         raise ShapeError(sentence("query", expected=f"[{batch.num_tokens}, H, width]", got=list(query.shape)))
+    if not query.shape[1]:
+        raise ShapeError(sentence("query", expected="one head or more", got=list(query.shape)))
     if query.dtype not in QUERY_DTYPES:
         raise ShapeError(sentence("query dtype", expected="float32 or bfloat16", got=query.dtype))
     if query.device != cache.rows.device:
@@ -143,6 +150,8 @@ def _mla_sizes(cache: LayerCache, up: UpProjection | None, heads: int, width: in
 
 def _check_up(up: UpProjection, heads: int, latent: int) -> int:
     for name, weight in (("up.w_uk", up.w_uk), ("up.w_uv", up.w_uv)):
+        if not weight.dtype.is_floating_point:
+            raise ShapeError(sentence(f"{name} dtype", expected="a float dtype", got=weight.dtype))
         if weight.ndim != 3 or weight.shape[0] != heads or weight.shape[2] != latent:
             raise ShapeError(sentence(name, expected=f"[{heads}, ..., {latent}]", got=list(weight.shape)))
     return up.w_uk.shape[1]

@@ -16,7 +16,8 @@ from support.command_line import Run, assert_one_sentence
 
 STATS = re.compile(
     r"prefill \d+ tokens( at [\d,]+ tok/s)?( \(\d+ more found in the cache\))? · "
-    r"decode \d+ tokens( at [\d,]+ tok/s)? · cache [\d,]+ B/token \(\w+ [\w-]+\)( vs [\d,]+ \([\w-]+\))*\n"
+    r"decode \d+ tokens( at [\d,]+ tok/s)? · cache [\d,]+ B/token \(\w+ [\w-]+\)( vs [\d,]+ \([\w-]+\))* · "
+    r"attention [\w:]+\n"
 )
 MAIN = "import sys; sys.argv[0] = 'latentkv'; from latentkv.cli.main import main; main()"
 

@@ -50,26 +50,38 @@ def stats(*, bytes_per_token: int, reused_tokens: int = 0, decode_tokens: int = 
 
 
 def test_line_of_a_converted_model() -> None:
-    line = stats_line(stats(bytes_per_token=23_040), geometry=CONVERTED, original=GQA, cache_format="bf16")
+    line = stats_line(
+        stats(bytes_per_token=23_040),
+        geometry=CONVERTED,
+        original=GQA,
+        cache_format="bf16",
+        attention_path="native:avx2",
+    )
     assert line == (
         "prefill 23 tokens at 230 tok/s · decode 57 tokens at 114 tok/s · "
-        "cache 23,040 B/token (bf16 MLA) vs 23,040 (GQA-3) vs 69,120 (MHA)"
+        "cache 23,040 B/token (bf16 MLA) vs 23,040 (GQA-3) vs 69,120 (MHA) · attention native:avx2"
     )
 
 
 def test_line_of_a_model_with_latents_of_its_own() -> None:
-    line = stats_line(stats(bytes_per_token=69_120), geometry=V2, original=V2, cache_format="bf16")
-    assert line.endswith("cache 69,120 B/token (bf16 MLA) vs 307,200 (GQA-8) vs 4,915,200 (MHA)")
+    line = stats_line(
+        stats(bytes_per_token=69_120), geometry=V2, original=V2, cache_format="bf16", attention_path="native:avx2"
+    )
+    assert line.endswith(
+        "cache 69,120 B/token (bf16 MLA) vs 307,200 (GQA-8) vs 4,915,200 (MHA) · attention native:avx2"
+    )
 
 
 def test_line_of_a_model_in_its_own_form() -> None:
-    line = stats_line(stats(bytes_per_token=46_080), geometry=GQA, original=GQA, cache_format="f32")
-    assert line.endswith("cache 46,080 B/token (f32 GQA-3) vs 138,240 (MHA)")
+    line = stats_line(
+        stats(bytes_per_token=46_080), geometry=GQA, original=GQA, cache_format="f32", attention_path="native:avx2"
+    )
+    assert line.endswith("cache 46,080 B/token (f32 GQA-3) vs 138,240 (MHA) · attention native:avx2")
 
 
 def test_line_of_nothing_decoded_and_something_reused() -> None:
     run = stats(bytes_per_token=46_080, reused_tokens=64, decode_tokens=0)
-    line = stats_line(run, geometry=GQA, original=GQA, cache_format="f32")
+    line = stats_line(run, geometry=GQA, original=GQA, cache_format="f32", attention_path="native:avx2")
     assert line.startswith("prefill 23 tokens at 230 tok/s (64 more found in the cache) · decode 0 tokens · cache")
 
 

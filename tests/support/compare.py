@@ -20,6 +20,7 @@ class Tolerance:
     An element passes when |actual - expected| <= max(absolute, relative * |expected|, of_max * max |expected|).
     dtype:  what `actual` must have; None means the dtype of `expected`
     cosine: bound on 1 - cos(actual, expected) over all finite elements; None means the elements alone decide
+    whole:  bound on |a - e|² / (|a|² + |e|²) over them, which also sees a wrong length; FlashMLA's "cosine difference"
     """
 
     dtype: torch.dtype | None
@@ -27,6 +28,7 @@ class Tolerance:
     relative: float = 0.0
     of_max: float = 0.0
     cosine: float | None = None
+    whole: float | None = None
 
 
 # Where the numbers come from. u = 2**-24 is the rounding of float32, 2**-9 that of bfloat16. Test data is unit normal,
@@ -50,13 +52,13 @@ TOLERANCES = {
     "logits": Tolerance(dtype=torch.float32, of_max=1e-4, cosine=5e-9),
     # FlashMLA's own tolerances, for tests that stand for its tests: tests/test_flash_mla_dense_decoding.py of its last
     # releases with dense decoding, and tests/test-sparse-{prefill,decode}.py. Theirs is a bfloat16 kernel against a
-    # float32 formula; 1e-7 is the cosine its comparer assumes where none is named.
-    "flash_mla dense out": Tolerance(dtype=torch.bfloat16, absolute=8e-4, relative=2.01 / 128, cosine=5e-6),
-    "flash_mla dense lse": Tolerance(dtype=torch.float32, absolute=1e-6, relative=8.01 / 65536, cosine=1e-7),
-    "flash_mla sparse decode out": Tolerance(dtype=torch.bfloat16, absolute=1e-3, relative=2.01 / 128, cosine=5e-6),
-    "flash_mla sparse decode lse": Tolerance(dtype=torch.float32, absolute=1e-6, relative=8.01 / 65536, cosine=1e-7),
-    "flash_mla sparse prefill out": Tolerance(dtype=torch.bfloat16, absolute=8e-4, relative=3.01 / 128, cosine=1e-5),
-    "flash_mla sparse prefill lse": Tolerance(dtype=torch.float32, absolute=1e-6, relative=2.01 / 65536, cosine=1e-7),
+    # float32 formula; 1e-7 is the bound its comparer assumes where none is named.
+    "flash_mla dense out": Tolerance(dtype=torch.bfloat16, absolute=8e-4, relative=2.01 / 128, whole=5e-6),
+    "flash_mla dense lse": Tolerance(dtype=torch.float32, absolute=1e-6, relative=8.01 / 65536, whole=1e-7),
+    "flash_mla sparse decode out": Tolerance(dtype=torch.bfloat16, absolute=1e-3, relative=2.01 / 128, whole=5e-6),
+    "flash_mla sparse decode lse": Tolerance(dtype=torch.float32, absolute=1e-6, relative=8.01 / 65536, whole=1e-7),
+    "flash_mla sparse prefill out": Tolerance(dtype=torch.bfloat16, absolute=8e-4, relative=3.01 / 128, whole=1e-5),
+    "flash_mla sparse prefill lse": Tolerance(dtype=torch.float32, absolute=1e-6, relative=2.01 / 65536, whole=1e-7),
 }
 
 
@@ -77,6 +79,7 @@ def assert_close(actual: Tensor, expected: Tensor, *, tolerance: str | Tolerance
     if finite.any():
         _assert_elements(got, want, finite, rule)
         _assert_cosine(got[finite], want[finite], rule)
+        _assert_whole(got[finite], want[finite], rule)
 
 
 def _assert_same_mask(name: str, got_mask: Tensor, want_mask: Tensor, got: Tensor, want: Tensor) -> None:
@@ -112,3 +115,11 @@ def _assert_cosine(got: Tensor, want: Tensor, rule: Tolerance) -> None:
         return
     difference = 1.0 - (torch.dot(got, want) / size).item()
     assert difference <= rule.cosine, f"1 - cosine is {difference:.3e} > {rule.cosine:.3e} allowed: a systematic error"
+
+
+def _assert_whole(got: Tensor, want: Tensor, rule: Tolerance) -> None:
+    size = (got.square().sum() + want.square().sum()).item()
+    if rule.whole is None or size == 0:
+        return
+    difference = (got - want).square().sum().item() / size
+    assert difference <= rule.whole, f"the whole differs by {difference:.3e} > {rule.whole:.3e} allowed: many errors"

@@ -84,7 +84,7 @@ def dense_reference(
     lse = torch.full((batch, heads, new), torch.inf, dtype=dtype)
     for index, length in enumerate(data.cache_seqlens.tolist()):
         pages = data.block_table[index, : -(-length // page_tokens)].long()
-        keys = data.k_cache[pages].flatten(0, 1)[:length].transpose(0, 1).to(dtype)  # [G, S, D]
+        keys = data.k_cache[pages].flatten(0, 1)[:length].transpose(0, 1).contiguous().to(dtype)  # [G, S, D]
         query = data.q[index].to(dtype).unflatten(1, (groups, -1)).transpose(0, 1)  # [G, s_q, H/G, D]
         scores = (query.flatten(1, 2) @ keys.transpose(1, 2)).unflatten(1, (new, -1)) * (scale or width**-0.5)
         for token in range(new):

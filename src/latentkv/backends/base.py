@@ -52,14 +52,17 @@ class Support:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a backend decided for one batch: reusable over the layers, refused for any other lengths."""
+    """What a backend decided for one request and batch: reusable over the layers, refused for any other."""
 
     backend: str
+    request: Request
     lengths: tuple[tuple[int, int], ...]
     forms: tuple[str, ...]
 
-    def check(self, batch: Batch) -> None:
-        """Raise StalePlanError unless the plan was made for exactly these lengths."""
+    def check(self, request: Request, batch: Batch) -> None:
+        """Raise StalePlanError unless the plan was made for this request and exactly these lengths."""
+        if self.request != request:
+            raise StalePlanError(f"plan: made for {self.request}, used for {request}. Make a plan for each.")
         if self.lengths != batch.lengths:
             raise StalePlanError(
                 "plan: made for other (query, context) lengths than this batch has. Make a new plan for each step."

@@ -66,7 +66,7 @@ class NativeBackend:
             threads=torch.get_num_threads(),
             deterministic=self.deterministic,
         )
-        return NativePlan(self.name, batch.lengths, forms, work)
+        return NativePlan(self.name, request, batch.lengths, forms, work)
 
     def run(
         self,

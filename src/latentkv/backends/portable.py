@@ -32,7 +32,7 @@ class PortableBackend:
 
     def plan(self, request: Request, batch: Batch) -> Plan:
         """The cheaper form for each sequence, unless the request names one."""
-        return Plan(self.name, batch.lengths, tuple(_form(request, *lengths) for lengths in batch.lengths))
+        return Plan(self.name, request, batch.lengths, tuple(_form(request, *lengths) for lengths in batch.lengths))
 
     def run(
         self,

@@ -22,16 +22,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A loaded model, and the attention its checkpoint had before it was seen as MLA."""
+    """A loaded model, the attention its checkpoint had before it was seen as MLA, and who computes attention."""
 
     llm: LLM
     original: Geometry
     cache_format: str
+    attention_path: str
 
 
 def load(model: str | None, options: EngineOptions) -> Running:
     """The model that MODEL names, ready to run. Raises whatever finding and loading it raise."""
     with loading_bar("loading") as progress:
+        from latentkv.cache.latent import LatentCache
         from latentkv.engine.llm import LLM
         from latentkv.models.load import load_model
 
@@ -42,7 +44,9 @@ def load(model: str | None, options: EngineOptions) -> Running:
             cache_format=options.cache_format,
             page_tokens=options.page_tokens,
         )
-    return Running(llm, loaded.original_geometry, options.cache_format)
+        layout = layout_for(loaded.model.geometry, options.cache_format, page_tokens=options.page_tokens)
+        path = loaded.model.attention_path(LatentCache(layout, num_pages=1))
+    return Running(llm, loaded.original_geometry, options.cache_format, path)
 
 
 def show(pieces: Iterable[str], *, stream: bool) -> str:
@@ -66,12 +70,15 @@ def print_stats(running: Running) -> None:
         geometry=running.llm.engine.model.geometry,
         original=running.original,
         cache_format=running.cache_format,
+        attention_path=running.attention_path,
     )
     click.echo(line, err=True)
 
 
-def stats_line(stats: EngineStats, *, geometry: Geometry, original: Geometry, cache_format: str) -> str:
-    """Speed of prefill and decode, and the cache's bytes per token against the attention it replaces."""
+def stats_line(
+    stats: EngineStats, *, geometry: Geometry, original: Geometry, cache_format: str, attention_path: str
+) -> str:
+    """Speed of prefill and decode, the cache's bytes per token against the attention it replaces, and what ran."""
     reused = f" ({stats.reused_tokens} more found in the cache)" if stats.reused_tokens else ""
     sizes = [f"{stats.bytes_per_token:,} B/token ({cache_format} {own_name(geometry)})"]
     for form in _replaced(geometry, original):
@@ -82,6 +89,7 @@ def stats_line(stats: EngineStats, *, geometry: Geometry, original: Geometry, ca
             f"prefill {_speed(stats.prefill_tokens, stats.prefill_seconds)}{reused}",
             f"decode {_speed(stats.decode_tokens, stats.decode_seconds)}",
             f"cache {' vs '.join(sizes)}",
+            f"attention {attention_path}",
         )
     )
 

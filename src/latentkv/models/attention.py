@@ -96,8 +96,11 @@ class MLAttention:
     def forward(self, hidden: Tensor, step: Step, cache: LayerCache) -> Tensor:
         """hidden [T, hidden] to [T, hidden]; writes the new tokens' rows into the cache."""
         self._write(hidden, step, cache)
-        attended = _attend(self._query(hidden, step), cache, step, scale=self.config.softmax_scale, up=self.up)
-        return self.output(attended.out.flatten(1))
+        return self.output(self.attended(hidden, step, cache).out.flatten(1))
+
+    def attended(self, hidden: Tensor, step: Step, cache: LayerCache) -> Attended:
+        """What the tokens of hidden [T, hidden] gather from the cache, before the output projection."""
+        return _attend(self._query(hidden, step), cache, step, scale=self.config.softmax_scale, up=self.up)
 
     def _write(self, hidden: Tensor, step: Step, cache: LayerCache) -> None:
         step.execution.kernels.write_latent(
@@ -179,9 +182,12 @@ class GroupedQueryAttention:
         """hidden [T, hidden] to [T, hidden]; writes the new tokens' rows into the cache."""
         key = self._rotated(self.k(hidden), self.k_norm, step).flatten(1)
         step.execution.kernels.write_rows(cache, step.batch.slots, {"key": key, "value": self.v(hidden)})
+        return self.output(self.attended(hidden, step, cache).out.flatten(1))
+
+    def attended(self, hidden: Tensor, step: Step, cache: LayerCache) -> Attended:
+        """What the tokens of hidden [T, hidden] gather from the cache, before the output projection."""
         query = self._rotated(self.q(hidden), self.q_norm, step)
-        attended = _attend(query, cache, step, scale=self.config.softmax_scale, up=None)
-        return self.output(attended.out.flatten(1))
+        return _attend(query, cache, step, scale=self.config.softmax_scale, up=None)
 
     def _rotated(self, projected: Tensor, norm: Tensor | None, step: Step) -> Tensor:
         width = self.geometry.head_dim

@@ -170,6 +170,13 @@ class Model:
         wanted = self.execution.kernels.rms_norm(hidden[logit_rows], self.final_norm, eps=self.config.rms_norm_eps)
         return linear(_scaled(wanted, self.config.logit_scale), self.head).float()
 
+    def attention_path(self, cache: LatentCache) -> str:
+        """Who computes attention over this cache, for instance "native:avx512": asked with a batch of no tokens."""
+        nothing = Batch.build(query_lens=[], context_lens=[], pages=[], page_tokens=cache.layout.page_tokens)
+        step = Step(nothing, self.config.rope.angles(nothing.positions), self.execution)
+        hidden = self.embedding.new_empty(0, self.config.hidden_size)
+        return self.layers[0].attention.attended(hidden, step, cache.layer(0)).path.rstrip(":")
+
     def tensors(self) -> Iterator[Tensor]:
         """Every weight once, in a fixed order."""
         seen: set[int] = set()

@@ -1,0 +1,35 @@
+"""What this machine can do at best, measured in the process that is to be compared with it."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from latentkv._native import Isa
+
+FMA_ROUNDS = 40_000
+# Larger than most caches; a server's last-level cache may hold it, and then holds the benchmark's cache too.
+READ_BYTES = 256 * 2**20
+
+
+class Ceilings:
+    """The fastest fp32 multiply-add and read rates seen so far; `sample` is called between the measurements."""
+
+    def __init__(self, isa: Isa, threads: int) -> None:
+        self.isa = isa
+        self.threads = threads
+        self.gflops = 0.0
+        self.read_gbs = 0.0
+        self._memory = torch.zeros(READ_BYTES // 4)
+
+    def sample(self) -> None:
+        """Measure both once more and keep the better."""
+        start = time.perf_counter()
+        flops = self.isa.fma_burst(FMA_ROUNDS, self.threads)
+        self.gflops = max(self.gflops, flops / (time.perf_counter() - start) / 1e9)
+        start = time.perf_counter()
+        self.isa.read_burst(self._memory, self.threads)
+        self.read_gbs = max(self.read_gbs, READ_BYTES / (time.perf_counter() - start) / 1e9)

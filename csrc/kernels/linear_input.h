@@ -10,8 +10,8 @@ namespace latentkv::LATENTKV_ISA {
 struct CodeRow {
   std::int8_t* codes;
   float* scales;
-  float* sums;               // of x itself over each group
-  std::int32_t* code_sums;   // of the codes
+  float* sums;              // of scales * codes over each group: of x itself, a minimum's rounding error would not cancel
+  std::int32_t* code_sums;  // of the codes
 
   CodeRow(char* memory, std::int64_t cols, std::int64_t groups)
       : codes(reinterpret_cast<std::int8_t*>(memory)),
@@ -107,18 +107,17 @@ class InputRow {
     float values[128];
     for (std::int64_t g = 0; g * group < job_.x.cols; ++g) {
       widen(g * group, group, values);
-      F top = S::zero(), total = S::zero(), bad = S::zero();
+      F top = S::zero(), bad = S::zero();
       for (std::int64_t i = 0; i < group; i += W) {
         const F value = S::load(values + i), size = value < S::zero() ? -value : value;
         top = size > top ? size : top;
-        total += value;
         bad += value - value;
       }
       float most = 0.0f;
       for (int lane = 0; lane < W; ++lane) most = top[lane] > most ? top[lane] : most;
       to.scales[g] = most / 127.0f + S::sum(bad);
-      to.sums[g] = S::sum(total);
       to.code_sums[g] = store_codes(values, group, most > 0.0f ? 127.0f / most : 0.0f, to.codes + g * group);
+      to.sums[g] = to.scales[g] * static_cast<float>(to.code_sums[g]);
     }
   }
 

@@ -11,7 +11,7 @@ namespace latentkv::LATENTKV_ISA {
 // How far ahead of use memory is asked for, in bytes.
 constexpr std::int64_t kAheadBytes = 1024;
 
-constexpr std::int64_t kAheadGroups = 4;
+constexpr std::int64_t kAheadGroups = 8;
 
 struct Outputs {
   std::int64_t first, count;

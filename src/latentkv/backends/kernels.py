@@ -159,19 +159,19 @@ def native_kernels(isa: str | None = None, *, integer: bool = True) -> Kernels:
     )
 
 
-def choose_kernels(name: str = "auto") -> Kernels:
+def choose_kernels(name: str = "auto", *, integer: bool = True) -> Kernels:
     """The kernels called `name`: "auto", "portable", "native" or "native:ISA".
 
-    "auto" is native where the extension loads, else portable.
+    "auto" is native where the extension loads, else portable. `integer` as for `native_kernels`.
     Raises OptionError for an unknown name, UnsupportedError with the reason for a named one that cannot run here.
     """
     kind, _, isa = name.partition(":")
     if name == "auto":
-        return portable_kernels() if native_missing() else native_kernels()
+        return portable_kernels() if native_missing() else native_kernels(integer=integer)
     if name == "portable":
         return portable_kernels()
     if kind == "native":
-        return native_kernels(isa or None)
+        return native_kernels(isa or None, integer=integer)
     raise OptionError(sentence("kernels", expected="auto, portable, native or native:ISA", got=repr(name)))
 
 

@@ -1,6 +1,7 @@
 """Weights as whole numbers in groups: `w = scale * (code - zero) + minimum`, with a scale for each output and group.
 
-int8 codes run from -128 to 127 (zero 0), int4 codes from 0 to 15. A group is 16, 32, 64 or 128 neighbouring inputs. Codes are packed once, in the order the native kernels read them; this file defines that order:
+int8 codes run from -128 to 127 (zero 0), int4 codes from 0 to 15. A group is 16, 32, 64 or 128 neighbouring inputs.
+Codes are packed once, in the order the native kernels read them; this file defines that order:
 
     panel = 16 outputs, the last panel filled up with zeros
     int8   [panels, in / 4, 16, 4]: byte b of an output is input 4 * i + b
@@ -93,10 +94,14 @@ class GroupedWeight:
         return wide.flatten(1).to(dtype)
 
     @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Codes, scales and, if there are any, minima."""
+        return (self.codes, self.scales) if self.minima is None else (self.codes, self.scales, self.minima)
+
+    @property
     def size_bytes(self) -> int:
         """Memory of codes, scales and minima."""
-        tensors = [self.codes, self.scales, *([] if self.minima is None else [self.minima])]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors)
 
     def _rows(self, index: Tensor) -> Tensor:
         packed = self.codes[index // PANEL_OUTPUTS, :, index % PANEL_OUTPUTS].to(torch.int16)

@@ -1,4 +1,4 @@
-"""GGUF's quantised blocks taken apart into codes, scales and minima, exactly; ops/quantized.py puts them together again.
+"""GGUF's quantised blocks taken apart into codes, scales and minima, exactly; ops/quantized.py packs them again.
 
 Layouts are those of ggml's block structures. 5-bit and 6-bit codes become int8. Scales that a file stores in two steps
 (the K types) are multiplied out in float32, which holds their products exactly.
@@ -41,7 +41,7 @@ def _half(blocks: Tensor, at: int) -> Tensor:
 
 def _nibbles(packed: Tensor, width: int) -> Tensor:
     """Runs of `width` bytes, each giving its low halves and then its high halves."""
-    runs = packed.unflatten(-1, (packed.shape[-1] // width, width))
+    runs = packed.reshape(*packed.shape[:-1], packed.shape[-1] // width, width)
     return torch.stack([runs & 15, runs >> 4], dim=-2).flatten(-3)
 
 
@@ -83,7 +83,7 @@ def _q5_1(blocks: Tensor) -> Codes:
 
 def _k_scales(blocks: Tensor) -> tuple[Tensor, Tensor]:
     """Scale and minimum of the 8 groups of a block of 256: two float16 and 12 bytes of 6-bit factors for each."""
-    low, middle, high = blocks[..., 4:16].split(4, dim=-1)
+    low, middle, high = blocks[..., 4:8], blocks[..., 8:12], blocks[..., 12:16]
     factors = torch.cat([low & 63, high & 15 | low >> 2 & 48], dim=-1)
     offsets = torch.cat([middle & 63, high >> 4 | middle >> 2 & 48], dim=-1)
     return _half(blocks, 0).float() * factors.float(), -(_half(blocks, 2).float() * offsets.float())
@@ -103,7 +103,8 @@ def _q5_k(blocks: Tensor) -> Codes:
 def _q6_k(blocks: Tensor) -> Codes:
     low = _nibbles(blocks[..., :128], 64)
     shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8, device=blocks.device)[:, None]
-    high = (blocks[..., 128:192].unflatten(-1, (2, 1, 32)) >> shifts & 3).flatten(-3)
+    halves = blocks[..., 128:192].reshape(*blocks.shape[:-1], 2, 1, 32)
+    high = (halves >> shifts & 3).flatten(-3)
     scales = _half(blocks, 208).float() * blocks[..., 192:208].contiguous().view(torch.int8).float()
     return _joined((low | high << 4).to(torch.int8) - 32, scales)
 

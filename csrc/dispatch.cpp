@@ -17,14 +17,20 @@ extern const Kernels kernels;
 namespace avx512 {
 extern const Kernels kernels;
 }
+namespace avx512vnni {
+extern const Kernels kernels;
+}
 #endif
 
 namespace {
 
+constexpr std::uint32_t kAvx512 = kAvx2 | kFma | kF16c | kAvx512f | kAvx512bw | kAvx512vl | kAvx512dq;
+
 // The first that the CPU has is the default. avx2w16 stands after baseline and so is never the default.
 constexpr Isa kIsas[] = {
 #if defined(__x86_64__)
-    {"avx512", kAvx2 | kFma | kF16c | kAvx512f | kAvx512bw | kAvx512vl | kAvx512dq, &avx512::kernels},
+    {"avx512vnni", kAvx512 | kAvx512Vnni, &avx512vnni::kernels},
+    {"avx512", kAvx512, &avx512::kernels},
     {"avx2", kAvx2 | kFma | kF16c, &avx2::kernels},
 #endif
     {"baseline", 0, &baseline::kernels},

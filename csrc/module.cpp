@@ -38,6 +38,7 @@ NB_MODULE(_native, m) {
   isa.def_prop_ro("name", [](const Isa& self) { return self.name; });
   bind_attention(isa);
   bind_ceiling(isa);
+  bind_linear(m, isa);
   bind_project(isa);
   bind_rms_norm(isa);
   bind_rotate_query(isa);

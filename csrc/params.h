@@ -6,7 +6,7 @@
 
 namespace latentkv {
 
-enum class DType : std::uint8_t { f32, bf16, f16, i32, i64 };
+enum class DType : std::uint8_t { f32, bf16, f16, i8, u8, i32, i64 };
 
 struct bf16 {
   std::uint16_t bits;
@@ -132,6 +132,48 @@ struct AttentionParams {
   float* lse;  // [T, H]
   float* slots;      // slot_floats() for each
   float* scratch;    // scratch_floats() for each thread
+};
+
+enum class WeightFormat : std::uint8_t { f32, bf16, int8, int4 };
+
+// A linear map from `cols` inputs to `rows` outputs. f32 and bf16: rows of adjacent elements. int8 and int4: panels of kPanelRows rows (the last one padded), of each the codes of four
+// neighbouring inputs together (ops/quantized.py shows the order); w = scale * (code - zero) + minimum, one scale and
+// minimum for each row and `group` inputs, at [panel][group][row in panel].
+struct LinearWeight {
+  WeightFormat format;
+  std::int64_t rows, cols;
+  const void* data;
+  std::int64_t row_stride;
+  std::int64_t group;  // a multiple of 16 that divides cols; at most 128
+  int zero;            // of int4; int8 has none
+  DType scale_dtype;   // of scales and minima: f32, bf16, f16
+  const void* scales;
+  const void* minima;  // or null
+  const void* bias;    // [rows] or null
+  DType bias_dtype;
+};
+
+constexpr std::int64_t kPanelRows = 16;
+
+// out = factor * (x weightᵀ + bias) + residual; with a gate, out = silu(x gateᵀ + bias) * (x weightᵀ + bias). With a norm,
+// x is first divided by its root mean square and multiplied with norm[cols]. Gate and weight have one shape and format.
+struct LinearJob {
+  Matrix x;
+  const LinearWeight* weight;
+  const LinearWeight* gate;  // or null
+  Matrix out;
+  Matrix residual;  // data or null
+  float factor;
+  Norm norm;  // weight or null
+};
+
+// Jobs that follow each other and have one x prepare it once.
+struct LinearParams {
+  const LinearJob* jobs;
+  std::int64_t job_count;
+  bool integer;  // int8 and int4: whether x may be rounded to int8 where that is faster
+  int threads;
+  char* scratch;  // linear_scratch() bytes, aligned to 64
 };
 
 // Per-head matrix products around the latent form. x [T, H, K], out [T, H, J]:

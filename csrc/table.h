@@ -16,6 +16,8 @@ struct Kernels {
   float (*fma_burst)(std::int64_t rounds);
   std::int64_t (*fma_burst_flops)(std::int64_t rounds);
   float (*read_burst)(const float* from, std::int64_t count);
+  void (*linear)(const LinearParams&);
+  std::int64_t (*linear_scratch)(const LinearParams&);  // bytes in all
   void (*project_rows)(const ProjectParams&);
   void (*project_columns)(const ProjectParams&);
   std::int64_t (*project_scratch)(const ProjectParams&);  // floats for each thread

@@ -54,6 +54,14 @@ struct Simd {
     return widen_f16(half);
   }
 
+  // 2 * W neighbours: those at even places and those at odd ones, two instructions each where load() twice takes four.
+  static void load_pairs(const bf16* from, F& even, F& odd) {
+    U both;
+    __builtin_memcpy(&both, from, sizeof both);
+    even = (F)(both << 16);
+    odd = (F)(both & 0xffff0000u);
+  }
+
   // The first `count` (< W) elements, zeros after them; reads nothing beyond.
   template <typename T>
   static F load_part(const T* from, std::int64_t count) {

@@ -39,6 +39,8 @@ DType dtype_of(const nb::dlpack::dtype& dtype, const char* name) {
   if (is(nb::dlpack::dtype_code::Float, 32)) return DType::f32;
   if (is(nb::dlpack::dtype_code::Bfloat, 16)) return DType::bf16;
   if (is(nb::dlpack::dtype_code::Float, 16)) return DType::f16;
+  if (is(nb::dlpack::dtype_code::Int, 8)) return DType::i8;
+  if (is(nb::dlpack::dtype_code::UInt, 8)) return DType::u8;
   if (is(nb::dlpack::dtype_code::Int, 32)) return DType::i32;
   if (is(nb::dlpack::dtype_code::Int, 64)) return DType::i64;
   throw Declined(std::string(name) + ": no native kernel for this dtype");

@@ -8,6 +8,7 @@ namespace latentkv {
 
 void bind_attention(nanobind::class_<Isa>& isa);
 void bind_ceiling(nanobind::class_<Isa>& isa);
+void bind_linear(nanobind::module_& module, nanobind::class_<Isa>& isa);
 void bind_project(nanobind::class_<Isa>& isa);
 void bind_rms_norm(nanobind::class_<Isa>& isa);
 void bind_rotate_query(nanobind::class_<Isa>& isa);

@@ -4,6 +4,7 @@
 
 #include "kernels/attention.h"
 #include "kernels/ceiling.h"
+#include "kernels/linear.h"
 #include "kernels/project.h"
 #include "kernels/rms_norm.h"
 #include "kernels/rope.h"
@@ -25,6 +26,8 @@ constinit const Kernels kernels = {
     .fma_burst = fma_burst<LATENTKV_WIDTH>,
     .fma_burst_flops = fma_burst_flops<LATENTKV_WIDTH>,
     .read_burst = read_burst<LATENTKV_WIDTH>,
+    .linear = linear<LATENTKV_WIDTH>,
+    .linear_scratch = linear_scratch<LATENTKV_WIDTH>,
     .project_rows = project_rows<LATENTKV_WIDTH>,
     .project_columns = project_columns<LATENTKV_WIDTH>,
     .project_scratch = project_scratch<LATENTKV_WIDTH>,

@@ -62,6 +62,51 @@ class Isa:
     def project_rows(self, out: Any, x: Any, w: Any, threads: int) -> None: ...
     def project_columns(self, out: Any, x: Any, w: Any, threads: int) -> None: ...
     def write_rows(self, rows: Any, slots: Any, parts: tuple[Any, ...]) -> None: ...
+    def linear(
+        self,
+        x: Any,
+        weights: tuple[Weight, ...],
+        outs: tuple[Any, ...],
+        residual: Any | None,
+        factor: float,
+        norm: Any | None,
+        eps: float,
+        integer: bool,
+        threads: int,
+    ) -> None: ...
+    def linear_gated(
+        self,
+        x: Any,
+        gate: Weight,
+        up: Weight,
+        out: Any,
+        norm: Any | None,
+        eps: float,
+        integer: bool,
+        threads: int,
+    ) -> None: ...
+    def linear_groups(
+        self,
+        x: Any,
+        counts: tuple[int, ...],
+        weights: tuple[Weight, ...],
+        gates: tuple[Weight, ...] | None,
+        out: Any,
+        integer: bool,
+        threads: int,
+    ) -> None: ...
 
+class Weight:
+    """A checked weight [rows, cols] of a linear map; keeps its arrays alive."""
+
+    @property
+    def rows(self) -> int: ...
+    @property
+    def cols(self) -> int: ...
+
+def float_weight(data: Any, bias: Any | None) -> Weight: ...
+def grouped_weight(
+    codes: Any, scales: Any, minima: Any | None, bias: Any | None, rows: int, cols: int, group: int, zero: int
+) -> Weight: ...
 def isas() -> tuple[Isa, ...]: ...
 def cpu_flags() -> list[str]: ...

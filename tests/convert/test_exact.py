@@ -72,7 +72,7 @@ def test_a_model_that_has_latents_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.model
 def test_the_default_model_converts_with_its_tokenizer_and_chat_template(tmp_path: Path) -> None:
-    original = load_model(attention="gqa", dtype="float32")
+    original = load_model(attention="gqa", dtype="float32", activations="float")
     convert_exact(None, tmp_path / "mla", dtype="float32")
     converted = load_model(tmp_path / "mla", dtype="float32")
     assert original.tokenizer is not None

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from latentkv.backends.isa import find_isa, native_missing
+from latentkv.backends.linear import LinearGated, LinearGroups, LinearStack, NativeLinear
 from latentkv.cache.latent import LayerCache
 from latentkv.cache.layout import RowLayout
 from latentkv.errors import OptionError, sentence
-from latentkv.ops import norm
+from latentkv.ops import linear, norm
 from latentkv.ops.rotate_query import rotate_query
 from latentkv.ops.write_latent import write_latent
 
@@ -114,6 +115,9 @@ class Kernels:
     write_rows: WriteRows
     rotate_query: RotateQuery
     write_latent: WriteLatent
+    linear_stack: LinearStack
+    linear_gated: LinearGated
+    linear_groups: LinearGroups
     fallbacks: Counter[str] = field(default_factory=Counter, compare=False)
 
 
@@ -126,15 +130,21 @@ def portable_kernels() -> Kernels:
         write_rows=LayerCache.write,
         rotate_query=rotate_query,
         write_latent=write_latent,
+        linear_stack=linear.linear_stack,
+        linear_gated=linear.linear_gated,
+        linear_groups=linear.linear_groups,
     )
 
 
-def native_kernels(isa: str | None = None) -> Kernels:
+def native_kernels(isa: str | None = None, *, integer: bool = True) -> Kernels:
     """The native kernels of instruction set `isa`; by default LATENTKV_ISA or the best one.
+
+    integer: whether int8 and int4 weights may meet activations rounded to int8 (docs/linear.md)
 
     Raises UnsupportedError without the extension, OptionError for a name that this build or CPU does not have.
     """
     native = _Native(find_isa(isa))
+    maps = NativeLinear(native.isa, native.fallbacks, integer=integer)
     return Kernels(
         name=f"native:{native.isa.name}",
         rms_norm=native.rms_norm,
@@ -142,23 +152,26 @@ def native_kernels(isa: str | None = None) -> Kernels:
         write_rows=native.write_rows,
         rotate_query=native.rotate_query,
         write_latent=native.write_latent,
+        linear_stack=maps.linear_stack,
+        linear_gated=maps.linear_gated,
+        linear_groups=maps.linear_groups,
         fallbacks=native.fallbacks,
     )
 
 
-def choose_kernels(name: str = "auto") -> Kernels:
+def choose_kernels(name: str = "auto", *, integer: bool = True) -> Kernels:
     """The kernels called `name`: "auto", "portable", "native" or "native:ISA".
 
-    "auto" is native where the extension loads, else portable.
+    "auto" is native where the extension loads, else portable. `integer` as for `native_kernels`.
     Raises OptionError for an unknown name, UnsupportedError with the reason for a named one that cannot run here.
     """
     kind, _, isa = name.partition(":")
     if name == "auto":
-        return portable_kernels() if native_missing() else native_kernels()
+        return portable_kernels() if native_missing() else native_kernels(integer=integer)
     if name == "portable":
         return portable_kernels()
     if kind == "native":
-        return native_kernels(isa or None)
+        return native_kernels(isa or None, integer=integer)
     raise OptionError(sentence("kernels", expected="auto, portable, native or native:ISA", got=repr(name)))
 
 

@@ -19,26 +19,14 @@ from latentkv.models.config import LATENT_NORM_EPS, ModelConfig
 from latentkv.models.step import Step
 from latentkv.models.weights import TensorReader
 from latentkv.ops.absorb import UpProjection
-from latentkv.ops.linear import linear
-
-
-@dataclass(frozen=True)
-class Projection:
-    """A linear map: weight [out, in], bias [out] or None."""
-
-    weight: Tensor
-    bias: Tensor | None = None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """x [..., in] to [..., out]."""
-        return linear(x, self.weight, self.bias)
+from latentkv.ops.linear import InputNorm, Projection
 
 
 def read_projection(
     reader: TensorReader, name: str, shape: tuple[int, int], dtype: torch.dtype, *, bias: bool = False
 ) -> Projection:
     """`name.weight` [out, in] and, if the architecture has one, `name.bias` [out]."""
-    weight = reader.take(f"{name}.weight", shape, dtype)
+    weight = reader.take_matrix(f"{name}.weight", shape, dtype)
     return Projection(weight, reader.take(f"{name}.bias", shape[:1], dtype) if bias else None)
 
 
@@ -76,7 +64,7 @@ class MLAttention:
         nope, value, rank = geometry.qk_nope_head_dim, geometry.v_head_dim, geometry.q_lora_rank
         query_width = heads * (nope + geometry.query_rope_dim)
         bias = bool(conventions.qkv_bias)
-        kv_b = reader.take(f"{prefix}kv_b_proj.weight", (heads * (nope + value), latent), dtype)
+        kv_b = reader.take_float(f"{prefix}kv_b_proj.weight", (heads * (nope + value), latent), dtype)
 
         def norm(name: str, width: int, *, present: bool) -> Tensor | None:
             return reader.take(f"{prefix}{name}.weight", (width,), dtype) if present else None
@@ -105,20 +93,28 @@ class MLAttention:
             k_rope_norm=norm("k_norm", geometry.query_rope_dim, present=conventions.qk_norm),
         )
 
-    def forward(self, hidden: Tensor, step: Step, cache: LayerCache) -> Tensor:
-        """hidden [T, hidden] to [T, hidden]; writes the new tokens' rows into the cache."""
-        self._write(hidden, step, cache)
-        return self.output(self.attended(hidden, step, cache).out.flatten(1))
+    @property
+    def first_query(self) -> Projection:
+        """What of the query is computed from the hidden state."""
+        return self.q_a or self.q
 
-    def attended(self, hidden: Tensor, step: Step, cache: LayerCache) -> Attended:
-        """What the tokens of hidden [T, hidden] gather from the cache, before the output projection."""
-        return _attend(self._query(hidden, step), cache, step, scale=self.config.softmax_scale, up=self.up)
+    def forward(self, hidden: Tensor, step: Step, cache: LayerCache, *, norm: InputNorm, factor: float) -> Tensor:
+        """`hidden + factor * attention(norm(hidden))`, [T, hidden]; writes the new tokens' rows into the cache."""
+        kernels = step.execution.kernels
+        query, kv = kernels.linear_stack(hidden, (self.first_query, self.kv_a), norm=norm)
+        self._write(kv, step, cache)
+        out = self.attended(query, step, cache).out.flatten(1)
+        return kernels.linear_stack(out, (self.output,), residual=hidden, factor=factor)[0]
 
-    def _write(self, hidden: Tensor, step: Step, cache: LayerCache) -> None:
+    def attended(self, query: Tensor, step: Step, cache: LayerCache) -> Attended:
+        """What tokens gather from the cache, before the output projection; query [T, ...] is of `first_query`."""
+        return _attend(self._query(query, step), cache, step, scale=self.config.softmax_scale, up=self.up)
+
+    def _write(self, kv: Tensor, step: Step, cache: LayerCache) -> None:
         step.execution.kernels.write_latent(
             cache,
             step.batch.slots,
-            self.kv_a(hidden),
+            kv,
             latent_norm=self.kv_norm,
             latent_eps=LATENT_NORM_EPS,
             rope_norm=self.k_rope_norm,
@@ -128,14 +124,14 @@ class MLAttention:
             interleaved=self.config.rope.interleaved,
         )
 
-    def _query(self, hidden: Tensor, step: Step) -> Tensor:
+    def _query(self, query: Tensor, step: Step) -> Tensor:
         """Queries [T, H, N + Rq], their RoPE part rotated."""
         geometry, kernels = self.geometry, step.execution.kernels
-        if self.q_a is not None and self.q_a_norm is not None:
-            hidden = kernels.rms_norm(self.q_a(hidden), self.q_a_norm, eps=LATENT_NORM_EPS)
+        if self.q_a_norm is not None:
+            (query,) = kernels.linear_stack(query, (self.q,), norm=InputNorm(self.q_a_norm, LATENT_NORM_EPS))
         width = geometry.qk_nope_head_dim + geometry.query_rope_dim
         return kernels.rotate_query(
-            self.q(hidden).view(len(hidden), geometry.num_attention_heads, width),
+            query.view(len(query), geometry.num_attention_heads, width),
             norm=self.q_rope_norm,
             eps=self.config.rms_norm_eps,
             angles=step.angles,
@@ -190,16 +186,24 @@ class GroupedQueryAttention:
             k_norm=norm("k_norm"),
         )
 
-    def forward(self, hidden: Tensor, step: Step, cache: LayerCache) -> Tensor:
-        """hidden [T, hidden] to [T, hidden]; writes the new tokens' rows into the cache."""
-        key = self._rotated(self.k(hidden), self.k_norm, step).flatten(1)
-        step.execution.kernels.write_rows(cache, step.batch.slots, {"key": key, "value": self.v(hidden)})
-        return self.output(self.attended(hidden, step, cache).out.flatten(1))
+    @property
+    def first_query(self) -> Projection:
+        """What of the query is computed from the hidden state."""
+        return self.q
 
-    def attended(self, hidden: Tensor, step: Step, cache: LayerCache) -> Attended:
-        """What the tokens of hidden [T, hidden] gather from the cache, before the output projection."""
-        query = self._rotated(self.q(hidden), self.q_norm, step)
-        return _attend(query, cache, step, scale=self.config.softmax_scale, up=None)
+    def forward(self, hidden: Tensor, step: Step, cache: LayerCache, *, norm: InputNorm, factor: float) -> Tensor:
+        """`hidden + factor * attention(norm(hidden))`, [T, hidden]; writes the new tokens' rows into the cache."""
+        kernels = step.execution.kernels
+        query, key, value = kernels.linear_stack(hidden, (self.q, self.k, self.v), norm=norm)
+        key = self._rotated(key, self.k_norm, step).flatten(1)
+        kernels.write_rows(cache, step.batch.slots, {"key": key, "value": value})
+        out = self.attended(query, step, cache).out.flatten(1)
+        return kernels.linear_stack(out, (self.output,), residual=hidden, factor=factor)[0]
+
+    def attended(self, query: Tensor, step: Step, cache: LayerCache) -> Attended:
+        """What tokens gather from the cache, before the output projection; query [T, ...] is of `first_query`."""
+        rotated = self._rotated(query, self.q_norm, step)
+        return _attend(rotated, cache, step, scale=self.config.softmax_scale, up=None)
 
     def _rotated(self, projected: Tensor, norm: Tensor | None, step: Step) -> Tensor:
         width = self.geometry.head_dim

@@ -20,6 +20,7 @@ from latentkv.geometry import AttentionGeometry, from_config
 from latentkv.models.config import ModelConfig
 from latentkv.models.families import CONVERTED
 from latentkv.models.weights import WeightSource
+from latentkv.ops.quantized import GroupedWeight, stack
 
 _KEY = re.compile(r"^(model\.layers\.\d+\.self_attn\.)k_proj\.(weight|bias)$")
 _VALUE = re.compile(r"\.self_attn\.v_proj\.(weight|bias)$")
@@ -110,6 +111,16 @@ class ExactMLASource:
             return self._selector(dtype or torch.float32)
         value, key = (self._source.get(f"{made[1]}{part}.{made[3]}", dtype=dtype) for part in ("v_proj", "k_proj"))
         return torch.cat([value, key])
+
+    def grouped(self, name: str) -> GroupedWeight | None:
+        """The original's; for kv_a_proj_with_mqa values on top of keys, where both are stored alike."""
+        made = _MADE.match(name)
+        if made is None:
+            return self._source.grouped(name)
+        if made[2] == "kv_b_proj":
+            return None
+        value, key = (self._source.grouped(f"{made[1]}{part}.{made[3]}") for part in ("v_proj", "k_proj"))
+        return None if value is None or key is None else stack([value, key])
 
     def _sizes(self) -> tuple[int, int, int]:
         return self._geometry.num_attention_heads, self._geometry.num_key_value_heads, self._geometry.v_head_dim

@@ -7,26 +7,46 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from latentkv.backends.kernels import Kernels
 from latentkv.models.config import ModelConfig, MoEConfig
 from latentkv.models.weights import TensorReader
-from latentkv.ops.mlp import swiglu
-from latentkv.ops.moe import ExpertWeights, moe, route
+from latentkv.ops.linear import InputNorm, Projection
+from latentkv.ops.moe import Routed, route
+
+
+@dataclass(frozen=True)
+class GatedWeights:
+    """One SwiGLU block: gate and up [intermediate, hidden], down [hidden, intermediate]."""
+
+    gate: Projection
+    up: Projection
+    down: Projection
+
+    @staticmethod
+    def read(reader: TensorReader, prefix: str, hidden: int, width: int, dtype: torch.dtype) -> GatedWeights:
+        """Take the block's tensors, named `prefix` + their Hugging Face names."""
+        return GatedWeights(
+            gate=Projection(reader.take_matrix(f"{prefix}gate_proj.weight", (width, hidden), dtype)),
+            up=Projection(reader.take_matrix(f"{prefix}up_proj.weight", (width, hidden), dtype)),
+            down=Projection(reader.take_matrix(f"{prefix}down_proj.weight", (hidden, width), dtype)),
+        )
 
 
 @dataclass(frozen=True)
 class DenseFeedForward:
-    """One SwiGLU block."""
+    """One SwiGLU block for every token."""
 
-    weights: ExpertWeights
+    weights: GatedWeights
 
     @staticmethod
     def read(reader: TensorReader, prefix: str, config: ModelConfig, dtype: torch.dtype) -> DenseFeedForward:
         """Take the block's tensors, named `prefix` + their Hugging Face names."""
-        return DenseFeedForward(_read_expert(reader, prefix, config.hidden_size, config.intermediate_size, dtype))
+        return DenseFeedForward(GatedWeights.read(reader, prefix, config.hidden_size, config.intermediate_size, dtype))
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """[T, hidden] to [T, hidden]."""
-        return swiglu(hidden, self.weights.gate, self.weights.up, self.weights.down)
+    def forward(self, hidden: Tensor, kernels: Kernels, *, norm: InputNorm, factor: float) -> Tensor:
+        """`hidden + factor * block(norm(hidden))`: [T, hidden] to [T, hidden]."""
+        inner = kernels.linear_gated(hidden, self.weights.gate, self.weights.up, norm=norm)
+        return kernels.linear_stack(inner, (self.weights.down,), residual=hidden, factor=factor)[0]
 
 
 @dataclass(frozen=True)
@@ -39,8 +59,8 @@ class MoEFeedForward:
     config: MoEConfig
     router: Tensor
     router_bias: Tensor | None
-    experts: tuple[ExpertWeights, ...]
-    shared: ExpertWeights | None
+    experts: tuple[GatedWeights, ...]
+    shared: GatedWeights | None
 
     @staticmethod
     def read(
@@ -58,20 +78,39 @@ class MoEFeedForward:
             if biased
             else None,
             experts=tuple(
-                _read_expert(reader, f"{prefix}experts.{index}.", hidden, width, dtype) for index in range(count)
+                GatedWeights.read(reader, f"{prefix}experts.{index}.", hidden, width, dtype) for index in range(count)
             ),
-            shared=_read_expert(reader, f"{prefix}shared_experts.", hidden, width * shared, dtype) if shared else None,
+            shared=GatedWeights.read(reader, f"{prefix}shared_experts.", hidden, width * shared, dtype)
+            if shared
+            else None,
         )
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """[T, hidden] to [T, hidden]."""
-        routed = route(hidden, self.router, config=self.config.routing, bias=self.router_bias)
-        return moe(hidden, routed, self.experts, shared=self.shared)
+    def forward(self, hidden: Tensor, kernels: Kernels, *, norm: InputNorm, factor: float) -> Tensor:
+        """`hidden + factor * block(norm(hidden))`: [T, hidden] to [T, hidden]."""
+        normed = kernels.rms_norm(hidden, norm.weight, eps=norm.eps)
+        routed = route(normed, self.router, config=self.config.routing, bias=self.router_bias)
+        total = self._routed(normed, routed, kernels)
+        if self.shared is not None:
+            inner = kernels.linear_gated(normed, self.shared.gate, self.shared.up)
+            total += kernels.linear_stack(inner, (self.shared.down,))[0]
+        return hidden + total.to(hidden.dtype) * factor
 
+    def _routed(self, normed: Tensor, routed: Routed, kernels: Kernels) -> Tensor:
+        """What ops/moe.py's `moe` computes without the shared expert, in float32: tokens sorted by expert.
 
-def _read_expert(reader: TensorReader, prefix: str, hidden: int, width: int, dtype: torch.dtype) -> ExpertWeights:
-    return ExpertWeights(
-        gate=reader.take(f"{prefix}gate_proj.weight", (width, hidden), dtype),
-        up=reader.take(f"{prefix}up_proj.weight", (width, hidden), dtype),
-        down=reader.take(f"{prefix}down_proj.weight", (hidden, width), dtype),
-    )
+        Experts that no token chose are not touched: they may not be in memory.
+        """
+        chosen = routed.experts.flatten()
+        order = chosen.argsort(stable=True)
+        tokens = order // routed.experts.shape[1]
+        counts = chosen.bincount(minlength=len(self.experts)).tolist()
+        used = [(self.experts[index], count) for index, count in enumerate(counts) if count]
+        total = torch.zeros(normed.shape, dtype=torch.float32, device=normed.device)
+        if not used:
+            return total
+        rows = [count for _, count in used]
+        inner = kernels.linear_groups(
+            normed[tokens], rows, [expert.up for expert, _ in used], gates=[expert.gate for expert, _ in used]
+        )
+        out = kernels.linear_groups(inner, rows, [expert.down for expert, _ in used])
+        return total.index_add_(0, tokens, out * routed.weights.flatten()[order, None])

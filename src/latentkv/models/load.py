@@ -25,6 +25,8 @@ from latentkv.models.tokenizer import Tokenizer
 from latentkv.models.weights import GGUFFile, GGUFSource, SafetensorsSource, WeightSource
 
 Attention = Literal["mla", "gqa"]
+Weights = Literal["auto", "stored", "dtype"]
+Activations = Literal["auto", "float"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Progress = Callable[[int, int], None]
 
@@ -78,6 +80,8 @@ def load_model(
     model: str | Path | None = None,
     *,
     dtype: str = "auto",
+    weights: Weights = "auto",
+    activations: Activations = "float",
     attention: Attention = "mla",
     backend: str = "auto",
     deterministic: bool = False,
@@ -85,8 +89,12 @@ def load_model(
 ) -> LoadedModel:
     """Load a model: a folder, a `.gguf` file, a hub id, or (None) the default model.
 
-    dtype:     what weights are held and computed in: "float32", "bfloat16", or "auto", which is float32 when that
-               takes at most half of the machine's memory and bfloat16 otherwise
+    dtype:     what is computed in: "float32", "bfloat16", or "auto", which is float32 when the weights in it take at
+               most half of the machine's memory and bfloat16 otherwise
+    weights:   how matrices are held: "stored" leaves bfloat16 and the whole numbers of a GGUF file as they are, with
+               the same values; "dtype" converts all to `dtype`; "auto" is "stored" where native kernels run
+    activations: "float", or "auto" to let kernels round activations to int8 where they meet int8 and int4 weights and
+               that is faster: then results depend a little on how requests are batched (docs/linear.md has the error)
     attention: "mla" sees a GQA or MHA checkpoint as the MLA model that computes the same function; "gqa" runs it as
                it is, and is an error for a checkpoint that has latents already
     backend:   attention backend by name, or "auto"
@@ -95,8 +103,8 @@ def load_model(
 
     Raises OptionError for an unknown option, and what `open_checkpoint` and `Model.read` raise.
     """
-    if attention not in get_args(Attention):
-        raise OptionError(sentence("attention", expected="mla or gqa", got=repr(attention)))
+    _check_options(attention, weights, activations)
+    kernels = choose_kernels(integer=activations == "auto")
     checkpoint = open_checkpoint(model)
     original = from_config(checkpoint.config)
     config, source = checkpoint.config, checkpoint.source
@@ -113,10 +121,21 @@ def load_model(
         source,
         ModelConfig.from_dict(config),
         dtype=resolve_dtype(dtype, source),
-        execution=Execution(choose_kernels(), backend=backend, deterministic=deterministic),
+        keep_stored=weights == "stored" or (weights == "auto" and kernels.name != "portable"),
+        execution=Execution(kernels, backend=backend, deterministic=deterministic),
         progress=progress,
     )
     return LoadedModel(loaded, checkpoint.tokenizer, checkpoint.files, original)
+
+
+def _check_options(attention: str, weights: str, activations: str) -> None:
+    for name, value, allowed in (
+        ("attention", attention, get_args(Attention)),
+        ("weights", weights, get_args(Weights)),
+        ("activations", activations, get_args(Activations)),
+    ):
+        if value not in allowed:
+            raise OptionError(sentence(name, expected=" or ".join(allowed), got=repr(value)))
 
 
 def resolve_dtype(name: str, source: WeightSource) -> torch.dtype:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
@@ -21,7 +22,8 @@ from latentkv.models.config import ModelConfig
 from latentkv.models.feedforward import DenseFeedForward, MoEFeedForward
 from latentkv.models.step import Execution, Step
 from latentkv.models.weights import TensorReader, WeightSource
-from latentkv.ops.linear import linear
+from latentkv.ops.linear import InputNorm, Projection, Weight
+from latentkv.ops.quantized import GroupedWeight
 
 # Tensors that checkpoints carry and the model does not need: frequencies are computed, and the layers behind the last
 # (multi-token prediction) are not run.
@@ -59,32 +61,36 @@ class DecoderLayer:
 
     def forward(self, hidden: Tensor, step: Step, cache: LayerCache) -> Tensor:
         """[T, hidden] to [T, hidden]; writes the new tokens' rows into the cache."""
-        norm, eps, scale = step.execution.kernels.rms_norm, self.config.rms_norm_eps, self.config.residual_scale
-        hidden = hidden + _scaled(self.attention.forward(norm(hidden, self.input_norm, eps=eps), step, cache), scale)
-        return hidden + _scaled(self.feed_forward.forward(norm(hidden, self.post_attention_norm, eps=eps)), scale)
+        eps, factor = self.config.rms_norm_eps, self.config.residual_scale
+        first, second = InputNorm(self.input_norm, eps), InputNorm(self.post_attention_norm, eps)
+        hidden = self.attention.forward(hidden, step, cache, norm=first, factor=factor)
+        return self.feed_forward.forward(hidden, step.execution.kernels, norm=second, factor=factor)
 
 
 class Model:
     """A checkpoint that computes. It keeps no state between calls: the cache is an argument.
 
-    embedding: [vocab, hidden]; final_norm: [hidden]; head: [vocab, hidden], the embedding itself when tied
+    dtype: what it computes in; embedding: [vocab, hidden]; final_norm: [hidden]
+    head: [vocab, hidden], the embedding itself when tied
     """
 
     def __init__(
         self,
         config: ModelConfig,
         *,
-        embedding: Tensor,
+        dtype: torch.dtype,
+        embedding: Weight,
         layers: tuple[DecoderLayer, ...],
         final_norm: Tensor,
-        head: Tensor,
+        head: Weight,
         execution: Execution,
     ) -> None:
         self.config = config
+        self.dtype = dtype
         self.embedding = embedding
         self.layers = layers
         self.final_norm = final_norm
-        self.head = head
+        self.head = Projection(head)
         self.execution = execution
         self.identity = _fingerprint(self)
 
@@ -94,28 +100,32 @@ class Model:
         config: ModelConfig,
         *,
         dtype: torch.dtype,
+        keep_stored: bool = False,
         execution: Execution | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Model:
         """Read every tensor of a checkpoint in `dtype`; `progress` is called with (layers read, layers in all).
 
+        keep_stored: leave matrices in bfloat16, int8 or int4 where that is how they are stored
         Raises CheckpointError naming every missing, unused and misshapen tensor.
         """
         layers = config.geometry.num_hidden_layers
         beyond = rf"^model\.layers\.({'|'.join(str(layers + extra) for extra in range(4))})\."
-        reader = TensorReader(source, ignorable=(*_NOT_NEEDED, beyond, *_tied_head(config)))
+        ignorable = (*_NOT_NEEDED, beyond, *_tied_head(config))
+        reader = TensorReader(source, ignorable=ignorable, keep_stored=keep_stored)
         shape = (config.vocab_size, config.hidden_size)
-        embedding = reader.take("model.embed_tokens.weight", shape, dtype)
+        embedding = reader.take_matrix("model.embed_tokens.weight", shape, dtype)
         read: list[DecoderLayer] = []
         for index in range(layers):
             read.append(DecoderLayer.read(reader, index, config, dtype))
             if progress is not None:
                 progress(index + 1, layers)
         final_norm = reader.take("model.norm.weight", (config.hidden_size,), dtype)
-        head = embedding if config.tie_word_embeddings else reader.take("lm_head.weight", shape, dtype)
+        head = embedding if config.tie_word_embeddings else reader.take_matrix("lm_head.weight", shape, dtype)
         reader.finish()
         return Model(
             config,
+            dtype=dtype,
             embedding=embedding,
             layers=tuple(read),
             final_norm=final_norm,
@@ -144,14 +154,9 @@ class Model:
         return self.config.eos_token_ids
 
     @property
-    def dtype(self) -> torch.dtype:
-        """What the model computes in."""
-        return self.embedding.dtype
-
-    @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.embedding.device
+        return self.final_norm.device
 
     @torch.inference_mode()
     def forward(self, token_ids: Tensor, batch: Batch, cache: LatentCache, *, logit_rows: Tensor) -> Tensor:
@@ -164,31 +169,48 @@ class Model:
         if token_ids.shape != batch.positions.shape:
             raise ShapeError(sentence("token_ids", expected=list(batch.positions.shape), got=list(token_ids.shape)))
         step = Step(batch, self.config.rope.angles(batch.positions), self.execution)
-        hidden = _scaled(functional.embedding(token_ids, self.embedding), self.config.embedding_scale)
+        hidden = _scaled(self._embed(token_ids), self.config.embedding_scale)
         for index, layer in enumerate(self.layers):
             hidden = layer.forward(hidden, step, cache.layer(index))
         wanted = self.execution.kernels.rms_norm(hidden[logit_rows], self.final_norm, eps=self.config.rms_norm_eps)
-        return linear(_scaled(wanted, self.config.logit_scale), self.head).float()
+        (logits,) = self.execution.kernels.linear_stack(_scaled(wanted, self.config.logit_scale), (self.head,))
+        return logits.float()
+
+    def _embed(self, token_ids: Tensor) -> Tensor:
+        if isinstance(self.embedding, GroupedWeight):
+            return self.embedding.rows(token_ids, dtype=self.dtype)
+        return functional.embedding(token_ids, self.embedding).to(self.dtype)
 
     def attention_path(self, cache: LatentCache) -> str:
         """Who computes attention over this cache, for instance "native:avx512": asked with a batch of no tokens."""
         nothing = Batch.build(query_lens=[], context_lens=[], pages=[], page_tokens=cache.layout.page_tokens)
         step = Step(nothing, self.config.rope.angles(nothing.positions), self.execution)
-        hidden = self.embedding.new_empty(0, self.config.hidden_size)
-        return self.layers[0].attention.attended(hidden, step, cache.layer(0)).path.rstrip(":")
+        attention = self.layers[0].attention
+        query = torch.empty(0, attention.first_query.out_features, dtype=self.dtype, device=self.device)
+        return attention.attended(query, step, cache.layer(0)).path.rstrip(":")
 
     def tensors(self) -> Iterator[Tensor]:
         """Every weight once, in a fixed order."""
-        seen: set[int] = set()
-        for tensor in _tensors_in((self.embedding, self.layers, self.final_norm, self.head)):
-            if tensor.data_ptr() not in seen or tensor.numel() == 0:
-                seen.add(tensor.data_ptr())
-                yield tensor
+        for weight in self._weights():
+            yield from weight.tensors if isinstance(weight, GroupedWeight) else (weight,)
 
     @property
     def num_parameters(self) -> int:
         """Elements of all weights."""
-        return sum(tensor.numel() for tensor in self.tensors())
+        return sum(prod(weight.shape) for weight in self._weights())
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of all weights."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors())
+
+    def _weights(self) -> Iterator[Weight]:
+        seen: set[int] = set()
+        for weight in _weights_in((self.embedding, self.layers, self.final_norm, self.head)):
+            address = (weight.codes if isinstance(weight, GroupedWeight) else weight).data_ptr()
+            if address not in seen or prod(weight.shape) == 0:
+                seen.add(address)
+                yield weight
 
 
 def _scaled(x: Tensor, factor: float) -> Tensor:
@@ -200,15 +222,15 @@ def _tied_head(config: ModelConfig) -> tuple[str, ...]:
     return (r"^lm_head\.weight$",) if config.tie_word_embeddings else ()
 
 
-def _tensors_in(value: object) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
+def _weights_in(value: object) -> Iterator[Weight]:
+    if isinstance(value, Tensor | GroupedWeight):
         yield value
     elif isinstance(value, tuple):
         for item in value:
-            yield from _tensors_in(item)
+            yield from _weights_in(item)
     elif hasattr(value, "__dataclass_fields__") and not isinstance(value, ModelConfig):
         for name in value.__dataclass_fields__:
-            yield from _tensors_in(getattr(value, name))
+            yield from _weights_in(getattr(value, name))
 
 
 def _fingerprint(model: Model) -> bytes:

@@ -18,6 +18,7 @@ from gguf.quants import dequantize
 from torch import Tensor
 
 from latentkv.errors import CheckpointError, UnsupportedModelError, sentence
+from latentkv.models.weights.gguf_codes import LAYOUTS
 from latentkv.models.weights.gguf_file import GGUFFile, GGUFTensor
 from latentkv.models.weights.gguf_names import (
     ROPE_TENSORS,
@@ -27,6 +28,7 @@ from latentkv.models.weights.gguf_names import (
     split_kv_b,
 )
 from latentkv.models.weights.mapping import view
+from latentkv.ops.quantized import GroupedWeight, joined, padded_rows
 
 _STORED_AS_IS = {
     GGMLQuantizationType.F64: torch.float64,
@@ -104,6 +106,19 @@ class GGUFSource:
         values = self._read(name, entry.values, keys.dtype)
         return torch.cat((keys, values), dim=1).view(entry.shape)
 
+    def grouped(self, name: str) -> GroupedWeight | None:
+        """The tensor's own codes, packed, where its quantisation is one of gguf_codes.LAYOUTS."""
+        entry = self._entry(name)
+        if not isinstance(entry, _Matrix) or entry.kind not in LAYOUTS or len(entry.shape) != 2:
+            return None
+        rows, columns = entry.shape
+        packed = self._packed(entry)
+        step = padded_rows(max(1, _CHUNK_VALUES // max(columns, 1)))
+        pieces = [_pack(packed[first : first + step], entry.kind) for first in range(0, rows, step)]
+        found = [piece for piece in pieces if piece is not None]
+        # A damaged file may hold scales that are no numbers: the plain way of reading shows them to the model.
+        return joined(found) if pieces and len(found) == len(pieces) else None
+
     def _entry(self, name: str) -> _Matrix | _SplitKvB:
         try:
             return self._entries[name]
@@ -149,13 +164,10 @@ class GGUFSource:
         return tensor if dtype is None else tensor.to(dtype)
 
     def _dequantize(self, name: str, matrix: _Matrix, dtype: torch.dtype) -> Tensor:
-        per_group, group_bytes = GGML_QUANT_SIZES[matrix.kind]
         columns = matrix.shape[-1]
-        rows = prod(matrix.shape[:-1])
-        row_bytes = columns // per_group * group_bytes
+        packed = self._packed(matrix)
+        rows = len(packed)
         out = torch.empty(rows, columns, dtype=dtype)
-        raw = np.frombuffer(self._file.buffer, np.uint8, count=rows * row_bytes, offset=matrix.offset_bytes)
-        packed = raw.reshape(rows, row_bytes)
         step = max(1, _CHUNK_VALUES // max(columns, 1))
         # Damaged data may hold huge or NaN scales: that is the model's business to notice, not a reason to print.
         with np.errstate(all="ignore"), warnings.catch_warnings():
@@ -163,6 +175,13 @@ class GGUFSource:
             for first in range(0, rows, step):
                 out[first : first + step] = torch.from_numpy(self._decode(name, packed[first : first + step], matrix))
         return out.view(matrix.shape)
+
+    def _packed(self, matrix: _Matrix) -> np.ndarray:
+        """The stored bytes, one row for each of the matrix."""
+        per_group, group_bytes = GGML_QUANT_SIZES[matrix.kind]
+        rows, row_bytes = prod(matrix.shape[:-1]), matrix.shape[-1] // per_group * group_bytes
+        raw = np.frombuffer(self._file.buffer, np.uint8, count=rows * row_bytes, offset=matrix.offset_bytes)
+        return raw.reshape(rows, row_bytes)
 
     def _decode(self, name: str, packed: np.ndarray, matrix: _Matrix) -> np.ndarray:
         try:
@@ -191,6 +210,16 @@ def check_architecture(file: GGUFFile) -> str:
             got=repr(architecture),
         )
     )
+
+
+def _pack(packed: np.ndarray, kind: GGMLQuantizationType) -> GroupedWeight | None:
+    """None when a scale or minimum is not finite."""
+    layout, block_bytes = LAYOUTS[kind], GGML_QUANT_SIZES[kind][1]
+    blocks = torch.from_numpy(packed).view(len(packed), -1, block_bytes)
+    parts = layout.split(blocks)
+    if not parts.scales.isfinite().all() or (parts.minima is not None and not parts.minima.isfinite().all()):
+        return None
+    return GroupedWeight.pack(parts.codes, parts.scales, parts.minima, format=layout.format, zero=layout.zero)
 
 
 def _whole(tensor: GGUFTensor) -> _Matrix:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from latentkv.errors import CheckpointError
 from latentkv.models.weights.source import WeightSource
+from latentkv.ops.linear import Weight
 
 _LISTED = 20
 
@@ -18,11 +19,13 @@ class TensorReader:
     """Records which tensors were asked for; `finish` raises one CheckpointError that names every problem.
 
     `ignorable` are regular expressions searched in the names of tensors that nobody took, for example
-    `r"rotary_emb\\.inv_freq$"`: those are no problem and are listed in `ignored`.
+    `r"rotary_emb\\.inv_freq$"`: those are no problem and are listed in `ignored`. With `keep_stored`, matrices stay as
+    they are stored where kernels can read that: see `take_matrix`.
     """
 
-    def __init__(self, source: WeightSource, *, ignorable: Iterable[str] = ()) -> None:
+    def __init__(self, source: WeightSource, *, ignorable: Iterable[str] = (), keep_stored: bool = False) -> None:
         self._source = source
+        self._keep_stored = keep_stored
         self._names = source.names()
         self._ignorable = tuple(re.compile(pattern) for pattern in ignorable)
         self._taken: set[str] = set()
@@ -49,6 +52,20 @@ class TensorReader:
             self._misshapen.append(f"{name}: expected {list(wanted)}, got {list(stored)}")
             return placeholder
         return self._source.get(name, dtype=dtype)
+
+    def take_float(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Like `take`; with `keep_stored`, bfloat16 stays bfloat16, mapped and not copied."""
+        tensor = self.take(name, shape, None if self._keep_stored else dtype)
+        return tensor if tensor.dtype is torch.bfloat16 else tensor.to(dtype)
+
+    def take_matrix(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Weight:
+        """Like `take_float`; with `keep_stored`, whole numbers in groups stay what they are."""
+        if self._keep_stored and name in self._names and self._source.shape(name) == tuple(shape):
+            grouped = self._source.grouped(name)
+            if grouped is not None:
+                self._taken.add(name)
+                return grouped
+        return self.take_float(name, shape, dtype)
 
     def optional(self, name: str, shape: Sequence[int], dtype: torch.dtype | None) -> Tensor | None:
         """Like `take`, but None when the checkpoint has no such tensor."""

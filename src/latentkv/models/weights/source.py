@@ -7,6 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from latentkv.ops.quantized import GroupedWeight
+
 
 class WeightSource(Protocol):
     """Tensors under the names of the original Hugging Face checkpoint (experts one by one, never stacked)."""
@@ -27,3 +29,6 @@ class WeightSource(Protocol):
         A view of the mapped file, without a copy, when the dtype already matches: treat it as read only. Raises
         CheckpointError for an unknown name, UnsupportedModelError for a storage that cannot be decoded.
         """
+
+    def grouped(self, name: str) -> GroupedWeight | None:
+        """The matrix as whole numbers in groups, exactly as stored; None where it is not stored so."""

@@ -1,0 +1,223 @@
+// Linear maps: any number of rows, weights in f32, bf16, int8 and int4, several maps in one call (that share an input, or
+// one for each expert). Reference: src/latentkv/ops/linear.py.
+//
+// Every call has two phases, in one parallel region: the rows of x are prepared as their path wants them (linear_input.h),
+// then items of work, some outputs of one job each, go to whichever thread is free. No sum depends on who computes it.
+#pragma once
+
+#include <omp.h>
+
+#include "kernels/linear_dots.h"
+#include "kernels/linear_finish.h"
+#include "kernels/linear_stream.h"
+#include "kernels/linear_tiles.h"
+
+namespace latentkv::LATENTKV_ISA {
+
+// Weights read in one item of a stream: enough to hide what an item costs, little enough to balance two cores.
+constexpr std::int64_t kItemBytes = 1 << 16;
+// Below this many multiplications one core is done before a second has woken up.
+constexpr std::int64_t kParallelProducts = 1 << 16;
+
+struct JobPlan {
+  Path path;
+  std::int64_t input_at;                     // bytes from the scratch's beginning
+  std::int64_t first_input_row, input_rows;  // rows to prepare; 0 when the job before has the same
+  std::int64_t first_item, item_count, item_outputs;
+};
+
+template <int W>
+Path path_of(const LinearJob& job, bool integer) {
+  const bool few = job.x.rows <= kStreamRows, dots = integer && is_grouped(*job.weight);
+  if (few) return dots && Dot<W>::kStreams ? Path::dot_stream : Path::stream;
+  return dots && Dot<W>::kTiles ? Path::dot_tiles : Path::tiles;
+}
+
+// Where everything of a call lies in the scratch: plans, prepared inputs, then each thread's own.
+template <int W>
+class LinearPlan {
+ public:
+  explicit LinearPlan(const LinearParams& p) : p_(p) {}
+
+  // Fills in the plans (where `plans` is not null) and the totals.
+  void make(JobPlan* plans) {
+    bytes_ = padded(p_.job_count * static_cast<std::int64_t>(sizeof(JobPlan)), 64);
+    JobPlan before{};
+    for (std::int64_t i = 0; i < p_.job_count; ++i) {
+      const LinearJob& job = p_.jobs[i];
+      JobPlan plan{path_of<W>(job, p_.integer), bytes_, input_rows_, job.x.rows, items_, 0, 0};
+      if (i > 0 && same_input(p_.jobs[i - 1], before.path, job, plan.path)) {
+        plan.input_at = before.input_at;
+        plan.input_rows = 0;
+      } else {
+        bytes_ += padded(input_bytes<W>(job, plan.path), 64);
+      }
+      plan.item_outputs = item_outputs(job, plan.path);
+      plan.item_count = job.x.rows == 0 ? 0 : (job.weight->rows + plan.item_outputs - 1) / plan.item_outputs;
+      input_rows_ += plan.input_rows;
+      items_ += plan.item_count;
+      products_ += job.x.rows * job.weight->rows * job.x.cols;
+      sums_ = larger(sums_, padded(job.x.rows * plan.item_outputs, 16));
+      if (plans != nullptr) plans[i] = plan;
+      before = plan;
+    }
+  }
+
+  std::int64_t input_rows() const { return input_rows_; }
+  std::int64_t items() const { return items_; }
+  std::int64_t sums() const { return sums_; }
+  int threads() const {
+    const std::int64_t most = products_ < kParallelProducts ? 1 : larger(1, larger(items_, input_rows_));
+    return static_cast<int>(smaller(p_.threads, most));
+  }
+
+  float* thread_memory(int thread) const { return reinterpret_cast<float*>(p_.scratch + bytes_ + thread * thread_bytes()); }
+  std::int64_t bytes() const { return bytes_ + p_.threads * thread_bytes(); }
+
+ private:
+  std::int64_t thread_bytes() const { return (LinearTile<W>::kDepth * LinearTile<W>::kOutputs + 2 * sums_) * 4; }
+
+  static bool same_input(const LinearJob& a, Path a_path, const LinearJob& b, Path b_path) {
+    const bool same_x = a.x.data == b.x.data && a.x.rows == b.x.rows && a.x.stride == b.x.stride && a.norm.weight == b.norm.weight;
+    if (!same_x || a_path != b_path || a.x.cols != b.x.cols) return false;
+    if (a_path == Path::tiles) return true;
+    if (a_path == Path::stream) return wants_pairs(*a.weight) == wants_pairs(*b.weight);
+    return a.weight->group == b.weight->group;
+  }
+
+  std::int64_t item_outputs(const LinearJob& job, Path path) const {
+    if (path == Path::tiles) return LinearTile<W>::kOutputs;
+    if (path == Path::dot_tiles) return DotTile<W>::kOutputs;
+    const std::int64_t row_bytes = is_grouped(*job.weight) ? code_bytes(*job.weight, 1) : job.x.cols * 2;
+    const std::int64_t by_size = padded(kItemBytes / larger(row_bytes, 1), kPanelRows);
+    const std::int64_t by_share = padded((job.weight->rows + 4 * p_.threads - 1) / (4 * p_.threads), kPanelRows);
+    return larger(kPanelRows, smaller(smaller(by_size, by_share), 512));
+  }
+
+  const LinearParams& p_;
+  std::int64_t bytes_ = 0, input_rows_ = 0, items_ = 0, products_ = 0, sums_ = 0;
+};
+
+// One job's part of a call: what an item does.
+template <int W>
+class LinearItem {
+  using T = LinearTile<W>;
+
+ public:
+  LinearItem(const LinearJob& job, const JobPlan& plan, char* scratch, float* memory, std::int64_t sums)
+      : job_(job), plan_(plan), x_(scratch + plan.input_at), memory_(memory), sums_(sums) {}
+
+  void run(std::int64_t item) const {
+    const std::int64_t first = item * plan_.item_outputs;
+    const std::int64_t count = smaller(plan_.item_outputs, job_.weight->rows - first);
+    float* sums = memory_ + T::kDepth * T::kOutputs;
+    float* gate_sums = job_.gate == nullptr ? nullptr : sums + sums_;
+    multiply(*job_.weight, first, count, sums);
+    if (job_.gate != nullptr) multiply(*job_.gate, first, count, gate_sums);
+    for (std::int64_t row = 0; row < job_.x.rows; ++row) {
+      const std::int64_t at = row * plan_.item_outputs;
+      finish_row<W>(job_, row, first, count, sums + at, gate_sums == nullptr ? nullptr : gate_sums + at);
+    }
+  }
+
+ private:
+  void multiply(const LinearWeight& weight, std::int64_t first, std::int64_t count, float* sums) const {
+    switch (plan_.path) {
+      case Path::stream: return stream(weight, {first, count, sums, plan_.item_outputs});
+      case Path::tiles: return multiply_panel<W>(weight, first, job_.x.rows, x_, memory_, sums);
+      case Path::dot_stream: return dot_stream(weight, {first, count, sums, plan_.item_outputs});
+      case Path::dot_tiles: return dot_tiles(weight, first, sums);
+    }
+  }
+
+  void stream(const LinearWeight& weight, const Outputs& out) const {
+    switch (job_.x.rows) {
+      case 1: return stream_rows<1>(weight, out);
+      case 2: return stream_rows<2>(weight, out);
+      case 3: return stream_rows<3>(weight, out);
+      default: return stream_rows<4>(weight, out);
+    }
+  }
+
+  template <int Rows>
+  void stream_rows(const LinearWeight& weight, const Outputs& out) const {
+    const auto* x = reinterpret_cast<const float*>(x_);
+    const std::int64_t stride = stream_stride<W>(job_.x.cols);
+    const bool f32 = weight.format == WeightFormat::f32;
+    if (is_grouped(weight)) {
+      code_stream<W, Rows>(weight, x, stride, out);
+    } else {
+      f32 ? RowStream<W, Rows, float>(weight, x, stride).run(out) : RowStream<W, Rows, bf16>(weight, x, stride).run(out);
+    }
+  }
+
+  void load_codes(std::int64_t first, std::int64_t count, CodeRow* rows) const {
+    const std::int64_t cols = job_.x.cols, groups = cols / job_.weight->group;
+    for (std::int64_t r = 0; r < count; ++r) rows[r] = {x_ + (first + r) * CodeRow::bytes(cols, groups), cols, groups};
+  }
+
+  void dot_stream(const LinearWeight& weight, const Outputs& out) const {
+    CodeRow x[kStreamRows] = {{x_, 0, 0}, {x_, 0, 0}, {x_, 0, 0}, {x_, 0, 0}};
+    load_codes(0, job_.x.rows, x);
+    switch (job_.x.rows) {
+      case 1: return DotStream<W, 1>(weight, x).run(out);
+      case 2: return DotStream<W, 2>(weight, x).run(out);
+      case 3: return DotStream<W, 3>(weight, x).run(out);
+      default: return DotStream<W, 4>(weight, x).run(out);
+    }
+  }
+
+  void dot_tiles(const LinearWeight& weight, std::int64_t first, float* sums) const {
+    const RowTiles<W> tiles(job_.x.rows);
+    CodeRow x[T::kRows] = {{x_, 0, 0}, {x_, 0, 0}, {x_, 0, 0}, {x_, 0, 0}, {x_, 0, 0}, {x_, 0, 0}};
+    for (std::int64_t tile = 0; tile < tiles.count; ++tile) {
+      load_codes(tiles.first(tile), tiles.rows(tile), x);
+      dot_rows<W>(tiles.rows(tile), weight, first, x, sums + tiles.first(tile) * plan_.item_outputs, plan_.item_outputs);
+    }
+  }
+
+  const LinearJob& job_;
+  const JobPlan& plan_;
+  char* x_;
+  float* memory_;
+  std::int64_t sums_;
+};
+
+template <int W>
+std::int64_t linear_scratch(const LinearParams& p) {
+  LinearPlan<W> plan(p);
+  plan.make(nullptr);
+  return plan.bytes();
+}
+
+template <int W>
+void linear(const LinearParams& p) {
+  auto* plans = reinterpret_cast<JobPlan*>(p.scratch);
+  LinearPlan<W> plan(p);
+  plan.make(plans);
+  const auto prepare = [&](std::int64_t unit) {
+    std::int64_t job = 0;
+    while (unit >= plans[job].first_input_row + plans[job].input_rows) ++job;
+    prepare_row<W>(p.jobs[job], plans[job].path, unit - plans[job].first_input_row, p.scratch + plans[job].input_at);
+  };
+  const auto run = [&](std::int64_t item, int thread) {
+    std::int64_t job = 0;
+    while (item >= plans[job].first_item + plans[job].item_count) ++job;
+    LinearItem<W>(p.jobs[job], plans[job], p.scratch, plan.thread_memory(thread), plan.sums())
+        .run(item - plans[job].first_item);
+  };
+  if (plan.threads() == 1) {
+    for (std::int64_t unit = 0; unit < plan.input_rows(); ++unit) prepare(unit);
+    for (std::int64_t item = 0; item < plan.items(); ++item) run(item, 0);
+    return;
+  }
+#pragma omp parallel num_threads(plan.threads())
+  {
+#pragma omp for schedule(static)
+    for (std::int64_t unit = 0; unit < plan.input_rows(); ++unit) prepare(unit);
+#pragma omp for schedule(dynamic, 1)
+    for (std::int64_t item = 0; item < plan.items(); ++item) run(item, omp_get_thread_num());
+  }
+}
+
+}  // namespace latentkv::LATENTKV_ISA

@@ -1,0 +1,193 @@
+// A few rows of x: every weight is read once, straight from memory, and used for all rows. Bound by the memory's speed.
+// All functions compute rows x[Rows] against outputs first ... first + count - 1, into values[row * stride + output - first].
+#pragma once
+
+#include "dot.h"
+#include "kernels/linear_codes.h"
+#include "kernels/linear_input.h"
+
+namespace latentkv::LATENTKV_ISA {
+
+// How far ahead of use memory is asked for, in bytes.
+constexpr std::int64_t kAheadBytes = 1024;
+
+constexpr std::int64_t kAheadGroups = 8;
+
+struct Outputs {
+  std::int64_t first, count;
+  float* values;
+  std::int64_t stride;
+};
+
+// f32 or bf16 weights: sums over the lanes, for a few outputs at once.
+template <int W, int Rows, typename T>
+class RowStream {
+  using S = Simd<W>;
+  using F = typename S::F;
+  static constexpr int kOutputs = Rows <= 2 ? 4 : 2;
+  // Independent sums for one row and output; eight in all keep both multipliers busy.
+  static constexpr int kSums = 8 / (kOutputs * Rows) > 1 ? 2 : 1;
+  static constexpr bool kPairs = sizeof(T) == 2;
+
+ public:
+  RowStream(const LinearWeight& weight, const float* x, std::int64_t x_stride)
+      : weight_(weight), x_(x), x_stride_(x_stride) {}
+
+  void run(const Outputs& out) const {
+    for (std::int64_t n = 0; n < out.count; n += kOutputs) {
+      const std::int64_t left = out.count - n;
+      // Past the last output the last one is computed again.
+      const T* rows[kOutputs];
+      for (int o = 0; o < kOutputs; ++o) rows[o] = row(out.first + n + smaller(o, left - 1));
+      float sums[kOutputs][Rows];
+      block(rows, row(out.first + smaller(n + kOutputs, out.count - 1)), sums);
+      for (int o = 0; o < kOutputs && o < left; ++o) {
+        for (int r = 0; r < Rows; ++r) out.values[r * out.stride + n + o] = sums[o][r];
+      }
+    }
+  }
+
+ private:
+  const T* row(std::int64_t output) const { return static_cast<const T*>(weight_.data) + output * weight_.row_stride; }
+
+  [[gnu::always_inline]] void block(const T* const* rows, const T* next, float (*sums)[Rows]) const {
+    constexpr std::int64_t kAhead = kAheadBytes / sizeof(T);
+    const std::int64_t cols = weight_.cols, ahead_stride = weight_.row_stride;
+    F acc[kOutputs][Rows][kSums] = {};
+    std::int64_t k = 0;
+    for (; k + 2 * W <= cols; k += 2 * W) {
+      const T* ahead = k + kAhead < cols ? rows[0] + k + kAhead : next + (k + kAhead - cols);
+      for (int o = 0; o < kOutputs; ++o) {
+        __builtin_prefetch(ahead + o * ahead_stride);
+        F even, odd;
+        load(rows[o] + k, even, odd);
+        for (int r = 0; r < Rows; ++r) {
+          const float* x = x_ + r * x_stride_ + k;
+          acc[o][r][0] = S::fma(even, S::load(x), acc[o][r][0]);
+          acc[o][r][kSums - 1] = S::fma(odd, S::load(x + W), acc[o][r][kSums - 1]);
+        }
+      }
+    }
+    for (; k < cols; k += W) {
+      const std::int64_t count = smaller(W, cols - k);
+      for (int o = 0; o < kOutputs; ++o) {
+        const F w = count == W ? S::load(rows[o] + k) : S::load_part(rows[o] + k, count);
+        for (int r = 0; r < Rows; ++r) {
+          const float* x = x_ + r * x_stride_ + k;
+          acc[o][r][0] = S::fma(w, count == W ? S::load(x) : S::load_part(x, count), acc[o][r][0]);
+        }
+      }
+    }
+    for (int o = 0; o < kOutputs; ++o) {
+      for (int r = 0; r < Rows; ++r) {
+        sums[o][r] = S::sum(kSums == 1 ? acc[o][r][0] : acc[o][r][0] + acc[o][r][kSums - 1]);
+      }
+    }
+  }
+
+  static void load(const T* from, F& even, F& odd) {
+    if constexpr (kPairs) {
+      S::load_pairs(from, even, odd);
+    } else {
+      even = S::load(from);
+      odd = S::load(from + W);
+    }
+  }
+
+  const LinearWeight& weight_;
+  const float* x_;
+  std::int64_t x_stride_;
+};
+
+// int8 or int4 weights, widened: exact to float's rounding.
+template <int W, int Rows>
+void code_stream(const LinearWeight& weight, const float* x, std::int64_t x_stride, const Outputs& out) {
+  using S = Simd<W>;
+  for (std::int64_t n = 0; n < out.count; n += W) {
+    const CodePanel<W> panel(weight, out.first + n);
+    typename S::F acc[Rows][4] = {};
+    for (std::int64_t g = 0; g < weight.cols / weight.group; ++g) {
+      const float* at = x + g * weight.group;
+      panel.prefetch(g, kAheadGroups);
+      panel.for_each_weight(g, [&](std::int64_t k, int byte, typename S::F w) __attribute__((always_inline)) {
+        for (int r = 0; r < Rows; ++r) acc[r][byte] = S::fma(w, S::broadcast(at[r * x_stride + k]), acc[r][byte]);
+      });
+    }
+    for (int r = 0; r < Rows; ++r) {
+      S::store(out.values + r * out.stride + n, (acc[r][0] + acc[r][1]) + (acc[r][2] + acc[r][3]));
+    }
+  }
+}
+
+// int8 or int4 weights against x in int8.
+template <int W, int Rows>
+class DotStream {
+  using S = Simd<W>;
+  using F = typename S::F;
+  using D = Dot<W>;
+  using I = typename D::I;
+  static constexpr int kParts = kPanelRows / W;
+
+ public:
+  DotStream(const LinearWeight& weight, const CodeRow* x) : weight_(weight), x_(x) {}
+
+  void run(const Outputs& out) const {
+    for (std::int64_t n = 0; n < out.count; n += kPanelRows) panel(out, n);
+  }
+
+ private:
+  void panel(const Outputs& out, std::int64_t n) const {
+    const CodePanel<W> first(weight_, out.first + n);
+    F acc[kParts][Rows] = {};
+    for (std::int64_t g = 0; g < weight_.cols / weight_.group; ++g) {
+      first.prefetch(g, kAheadGroups);
+      I sums[kParts][Rows];
+      for (int r = 0; r < Rows; ++r) {
+        const std::int32_t start = -dot_zero<W>(weight_) * x_[r].code_sums[g];
+        for (int part = 0; part < kParts; ++part) sums[part][r] = start - I{};
+      }
+      weight_.format == WeightFormat::int8 ? group8(first, g, sums) : group4(first, g, sums);
+      for (int part = 0; part < kParts; ++part) {
+        const CodePanel<W> lanes(weight_, out.first + n + part * W);
+        const F scale = lanes.scale(g);
+        for (int r = 0; r < Rows; ++r) {
+          const F dot = __builtin_convertvector(sums[part][r], F);
+          acc[part][r] = S::fma(dot, scale * S::broadcast(x_[r].scales[g]), acc[part][r]);
+          if (weight_.minima != nullptr) {
+            acc[part][r] = S::fma(lanes.minimum(g), S::broadcast(x_[r].sums[g]), acc[part][r]);
+          }
+        }
+      }
+    }
+    for (int r = 0; r < Rows; ++r) {
+      for (int part = 0; part < kParts; ++part) S::store(out.values + r * out.stride + n + part * W, acc[part][r]);
+    }
+  }
+
+  [[gnu::always_inline]] void group8(const CodePanel<W>& panel, std::int64_t g, I (*sums)[Rows]) const {
+    for (std::int64_t k = g * weight_.group; k < (g + 1) * weight_.group; k += 4) {
+      for (int part = 0; part < kParts; ++part) {
+        const auto codes = panel.bytes(k, part * W);
+        for (int r = 0; r < Rows; ++r) sums[part][r] = D::add8(sums[part][r], codes, D::broadcast(x_[r].codes + k));
+      }
+    }
+  }
+
+  [[gnu::always_inline]] void group4(const CodePanel<W>& panel, std::int64_t g, I (*sums)[Rows]) const {
+    for (std::int64_t k = g * weight_.group; k < (g + 1) * weight_.group; k += 8) {
+      for (int part = 0; part < kParts; ++part) {
+        const auto codes = panel.bytes(k, part * W);
+        for (int r = 0; r < Rows; ++r) {
+          const std::int8_t* x = x_[r].codes + k;
+          sums[part][r] = D::add4(sums[part][r], panel.low(codes), D::broadcast(x));
+          sums[part][r] = D::add4(sums[part][r], panel.high(codes), D::broadcast(x + 4));
+        }
+      }
+    }
+  }
+
+  const LinearWeight& weight_;
+  const CodeRow* x_;
+};
+
+}  // namespace latentkv::LATENTKV_ISA

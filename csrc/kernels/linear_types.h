@@ -1,0 +1,72 @@
+// What the parts of the linear kernel share: the shape of a register tile, the path a job takes, loads of any dtype.
+#pragma once
+
+#include "params.h"
+#include "vec.h"
+
+namespace latentkv::LATENTKV_ISA {
+
+// Up to so many rows of x every weight is used straight from memory; from there on it pays to unpack weights first.
+constexpr std::int64_t kStreamRows = 4;
+
+// Tiles of kRows rows of x by kOutputs outputs (in the lanes), kDepth inputs at a time: the unpacked weights of one step
+// then fit the first cache. 24 accumulators of 32 registers with AVX-512, 12 of 16 otherwise.
+template <int W>
+struct LinearTile {
+  static constexpr int kVectors = W == 16 ? 4 : 2;
+  static constexpr std::int64_t kRows = 6;
+  static constexpr std::int64_t kOutputs = kVectors * W;
+  static constexpr std::int64_t kDepth = W == 16 ? 128 : 256;
+};
+
+enum class Path : std::int64_t { stream, tiles, dot_stream, dot_tiles };
+
+constexpr std::int64_t padded(std::int64_t value, std::int64_t step) { return (value + step - 1) / step * step; }
+constexpr std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
+constexpr std::int64_t larger(std::int64_t a, std::int64_t b) { return a < b ? b : a; }
+
+inline bool is_grouped(const LinearWeight& weight) {
+  return weight.format == WeightFormat::int8 || weight.format == WeightFormat::int4;
+}
+
+inline std::int64_t element_bytes(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
+
+inline const char* element(const void* data, DType dtype, std::int64_t at) {
+  return static_cast<const char*>(data) + at * element_bytes(dtype);
+}
+
+// Bytes of `outputs` outputs' codes, over all inputs.
+inline std::int64_t code_bytes(const LinearWeight& weight, std::int64_t outputs) {
+  return outputs * weight.cols / (weight.format == WeightFormat::int4 ? 2 : 1);
+}
+
+// W floats from memory of any dtype; `count` (if below W) of them, and zeros.
+template <int W>
+typename Simd<W>::F load_any(const void* data, DType dtype, std::int64_t at) {
+  const char* from = element(data, dtype, at);
+  if (dtype == DType::f32) return Simd<W>::load(reinterpret_cast<const float*>(from));
+  if (dtype == DType::bf16) return Simd<W>::load(reinterpret_cast<const bf16*>(from));
+  return Simd<W>::load(reinterpret_cast<const f16*>(from));
+}
+
+template <int W>
+typename Simd<W>::F load_any(const void* data, DType dtype, std::int64_t at, std::int64_t count) {
+  if (count >= W) return load_any<W>(data, dtype, at);
+  const char* from = element(data, dtype, at);
+  if (dtype == DType::f32) return Simd<W>::load_part(reinterpret_cast<const float*>(from), count);
+  return Simd<W>::load_part(reinterpret_cast<const bf16*>(from), count);
+}
+
+template <int W>
+void store_any(void* data, DType dtype, std::int64_t at, typename Simd<W>::F value, std::int64_t count) {
+  char* to = static_cast<char*>(data) + at * element_bytes(dtype);
+  if (dtype == DType::f32) {
+    auto* floats = reinterpret_cast<float*>(to);
+    count >= W ? Simd<W>::store(floats, value) : Simd<W>::store_part(floats, value, count);
+  } else {
+    auto* halves = reinterpret_cast<bf16*>(to);
+    count >= W ? Simd<W>::store(halves, value) : Simd<W>::store_part(halves, value, count);
+  }
+}
+
+}  // namespace latentkv::LATENTKV_ISA

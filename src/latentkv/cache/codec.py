@@ -10,7 +10,12 @@ from torch import Tensor
 from latentkv.cache.layout import RowLayout
 from latentkv.errors import ShapeError, sentence
 
-TORCH_DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TORCH_DTYPE = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "uint8": torch.uint8,
+}
 
 
 def encode_rows(layout: RowLayout, parts: Mapping[str, Tensor]) -> Tensor:

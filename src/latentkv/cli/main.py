@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 import latentkv
+from latentkv.cli.bench import bench
 from latentkv.cli.chat import chat
 from latentkv.cli.convert import convert
 from latentkv.cli.doctor import doctor
@@ -23,6 +24,7 @@ def main(options: RunOptions | None, *, traceback: bool) -> None:
         options.traceback = traceback
 
 
+main.add_command(bench)
 main.add_command(chat)
 main.add_command(convert)
 main.add_command(doctor)

@@ -22,6 +22,8 @@ class LayerCache:
 
     rows: [pages, page_tokens, storage_elements] in the layout's storage dtype; a view of the cache, written in place.
           Reading takes any strides; writing needs pages without gaps.
+
+    Where the layout is `rotated`, latents are written and read as they are stored, that is rotated.
     """
 
     rows: Tensor

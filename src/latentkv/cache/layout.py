@@ -26,8 +26,9 @@ What a code stands for. A group is `group` adjacent elements, the last one perha
     int4    element = (2 * code - 15) * s, code 0 to 15, groups of 64, s = amax / 16 rounded up to bfloat16
 
 int6 and int4 count in odd numbers: the whole range is used on both sides, and no element is further from its code than
-s, half a step. A scale is 0 where it would be below 2**-126 (elements are then 0), and NaN, with all codes 0, where an
-element is not finite (all elements of the group are then NaN). How elements become codes: cache/codec.py.
+s, half a step. A scale is 0 where it would be below 2**-126 (elements are then 0), and NaN where an element is not
+finite (all elements of the group are then NaN); the codes of such groups are 0. How elements become codes:
+cache/codes.py.
 
 Order of bits. int8 and fp8: one byte per element, in order. int4 and int6 pack 64 elements at a time, the last 64
 filled up with zero codes; within each:

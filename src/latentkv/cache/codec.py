@@ -53,6 +53,8 @@ def decode_rows(layout: RowLayout, rows: Tensor) -> dict[str, Tensor]:
 def _coded_rows(layout: RowLayout, parts: Mapping[str, Tensor]) -> Tensor:
     some = parts[layout.part_names[0]]
     rows = torch.zeros(some.shape[0], layout.row_bytes, dtype=torch.uint8, device=some.device)
+    if not len(rows):  # empty tensors may have strides that cannot be viewed as bytes
+        return rows
     for part in layout.parts:
         if part.scales is None:
             _put(rows, part.offset_bytes, parts[part.name].to(TORCH_DTYPE[part.dtype]))

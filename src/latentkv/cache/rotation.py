@@ -13,6 +13,7 @@ largest first: 512 is one block, 192 is 128 + 64. Every width works; a remainder
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -31,7 +32,7 @@ def rotation_blocks(width: int) -> Iterator[tuple[int, int]]:
 def rotate(x: Tensor) -> Tensor:
     """Q x along the last dimension, in float32: a new tensor [..., n]. Twice gives x again.
 
-    O(n log n): per block, butterflies of span 1, 2, 4, ... (a, b -> a + b, a - b), then one product with size ** -0.5.
+    O(n log n): per block, butterflies of span 1, 2, 4, ... (a, b -> a + b, a - b), then one division by sqrt(size).
     """
     x = x.float()
     blocks = [_walsh_hadamard(x[..., start : start + size]) for start, size in rotation_blocks(x.shape[-1])]
@@ -45,4 +46,4 @@ def _walsh_hadamard(x: Tensor) -> Tensor:
         first, second = x.reshape(*x.shape[:-1], size // (2 * span), 2, span).unbind(-2)
         x = torch.stack([first + second, first - second], dim=-2).flatten(-3)
         span *= 2
-    return x * float(size) ** -0.5
+    return x / math.sqrt(size)

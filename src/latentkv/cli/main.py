@@ -12,6 +12,7 @@ from latentkv.cli.doctor import doctor
 from latentkv.cli.generate import generate
 from latentkv.cli.inspect import inspect
 from latentkv.cli.program import Program, RunOptions
+from latentkv.cli.quantize import quantize
 
 
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
@@ -30,3 +31,4 @@ main.add_command(convert)
 main.add_command(doctor)
 main.add_command(generate)
 main.add_command(inspect)
+main.add_command(quantize)

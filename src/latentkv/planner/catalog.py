@@ -101,7 +101,7 @@ def add_model(
     partial = file.with_suffix(".partial")
     partial.write_text(json.dumps(list(added.values()), indent=1, ensure_ascii=False) + "\n", "utf-8")
     partial.replace(file)
-    _records.cache_clear()
+    _records_with.cache_clear()
     return file
 
 
@@ -111,10 +111,13 @@ def additions() -> frozenset[str]:
     return frozenset(_read(file)) if file.is_file() else frozenset()
 
 
-@cache
 def _records() -> dict[str, dict[str, Any]]:
-    file = env.home() / ADDITIONS_NAME
-    return {**_read(CATALOG_FILE), **(_read(file) if file.is_file() else {})}
+    return _records_with(env.home() / ADDITIONS_NAME)
+
+
+@cache
+def _records_with(additions_file: Path) -> dict[str, dict[str, Any]]:
+    return {**_read(CATALOG_FILE), **(_read(additions_file) if additions_file.is_file() else {})}
 
 
 def _read(file: Path) -> dict[str, dict[str, Any]]:

@@ -82,9 +82,9 @@ def find_device(name: str) -> Device:
     Raises OptionError with the candidates when there is none or more than one.
     """
     devices = _devices()
-    words = name.casefold().replace("-", " ").split()
-    exact = [device for key, device in devices.items() if key.casefold() == name.casefold()]
-    found = exact or [device for key, device in devices.items() if words and _has_words(key, words)]
+    words = _words(name)
+    found = [device for key, device in devices.items() if words and set(words) <= set(_words(key))]
+    found = found or [device for key, device in devices.items() if words and _begin(words, _words(key))]
     if len(found) == 1:
         return found[0]
     near = [device.name for device in found] or difflib.get_close_matches(name, devices, n=3, cutoff=0.3)
@@ -92,9 +92,12 @@ def find_device(name: str) -> Device:
     raise OptionError(sentence("device", expected="the name of one device", got=repr(name), remedy=remedy))
 
 
-def _has_words(name: str, words: list[str]) -> bool:
-    own = name.casefold().replace("-", " ").split()
-    return all(any(word == part or part.startswith(word) for part in own) for word in words)
+def _words(name: str) -> list[str]:
+    return name.casefold().replace("-", " ").split()
+
+
+def _begin(words: list[str], own: list[str]) -> bool:
+    return all(any(part.startswith(word) for part in own) for word in words)
 
 
 @functools.cache

@@ -69,6 +69,7 @@ def cached_layers(config: Mapping[str, object]) -> tuple[CachedLayers, ...]:
     """
     fields = language_model_fields(config)
     _refuse_uneven(fields)
+    _refuse_unknown_sparsity(fields)
     geometry = from_config(_without_hybrid_fields(fields))
     kinds = layer_kinds(fields, geometry.num_hidden_layers)[: stored_layers(fields, geometry.num_hidden_layers)]
     index_width = _index_width(fields)
@@ -112,9 +113,19 @@ def _refuse_uneven(fields: Fields) -> None:
             )
 
 
+def _refuse_unknown_sparsity(fields: Fields) -> None:
+    for name in INDEX_FIELDS:
+        if fields.get(name) and not fields.get("kv_lora_rank"):
+            raise UnsupportedModelError(
+                f"{name} = {fields[name]} without kv_lora_rank: an indexer picks entries that are not the latents of "
+                "MLA (in DeepSeek-V4 each stands for several tokens), and the configuration does not say which layer "
+                "keeps how many."
+            )
+
+
 def _index_width(fields: Fields) -> int:
     """Elements of one indexer key (DeepSeek-V3.2, DeepSeek Sparse Attention): one shared by all indexer heads."""
-    if not fields.get("kv_lora_rank") or not any(fields.get(name) for name in INDEX_FIELDS):
+    if not any(fields.get(name) for name in INDEX_FIELDS):
         return 0
     width = optional_size(fields, "index_head_dim")
     if width is None:

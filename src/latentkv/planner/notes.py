@@ -5,18 +5,21 @@ from __future__ import annotations
 from latentkv.geometry import Geometry, MLAGeometry
 from latentkv.planner.activations import step_need
 from latentkv.planner.footprint import code_bits, footprint, row_bytes
+from latentkv.planner.memory import Deployment
 from latentkv.planner.model import Model
 from latentkv.planner.parallel import Parallel
 from latentkv.planner.weights import WEIGHT_FORMATS
 
 
-def notes_on(model: Model, parallel: Parallel, *, context_tokens: int, weights: str) -> tuple[str, ...]:
-    """Sentences about this model and this way of serving it, the most surprising first."""
+def notes_on(
+    model: Model, deployment: Deployment, *, context_tokens: int, served: bool, longest_fitting: int = 0
+) -> tuple[str, ...]:
+    """Sentences about this model and, where it is `served`, about this way of serving it, the most surprising first."""
     return (
-        *_parallel_notes(model, parallel),
+        *_parallel_notes(model, deployment.parallel),
         *_layer_notes(model),
-        *_estimate_notes(model, weights),
-        *_context_notes(model, context_tokens),
+        *(_estimate_notes(model, deployment) if served else ()),
+        *_context_notes(model, context_tokens, longest_fitting),
         *((f"About this model: {model.notes}.",) if model.notes else ()),
     )
 
@@ -102,21 +105,29 @@ def _layer_notes(model: Model) -> list[str]:
     return notes
 
 
-def _estimate_notes(model: Model, weights: str) -> list[str]:
+def _estimate_notes(model: Model, deployment: Deployment) -> list[str]:
     notes = []
+    weights = deployment.weights
     if weights in WEIGHT_FORMATS and model.params_total is not None:
         notes.append(
             f"Weights are an estimate: all {model.params_total:,} parameters in {weights} "
             f"({WEIGHT_FORMATS[weights].explained})."
         )
-    missing = step_need(model, step_tokens=1, users=1, context_tokens=1).missing
-    if missing:
-        notes.append(f"Not in the configuration, and so not in the activations: {', '.join(missing)}.")
+    if deployment.activation_bytes is None:
+        notes.append(
+            f"Step is an estimate of activations and workspace for {deployment.step_tokens:,} new tokens at once, "
+            "with what --reserve keeps free; --activations states a measured figure."
+        )
+        missing = step_need(model, step_tokens=1, users=1, context_tokens=1).missing
+        if missing:
+            notes.append(f"Not in the configuration, and so not in that estimate: {', '.join(missing)}.")
     return notes
 
 
-def _context_notes(model: Model, context_tokens: int) -> list[str]:
+def _context_notes(model: Model, context_tokens: int, longest_fitting: int) -> list[str]:
     longest = model.max_context_tokens
     if longest is not None and context_tokens > longest:
         return [f"{context_tokens:,} tokens are more than this model's longest context of {longest:,}."]
+    if longest is not None and longest_fitting > longest:
+        return [f"Contexts are shown as far as memory goes; the model's own longest is {longest:,} tokens."]
     return []

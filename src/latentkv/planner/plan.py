@@ -107,14 +107,22 @@ def make_plan(model: Model, question: Question) -> Plan:
     deployment = replace(question.deployment, weights=weights, format=question.formats[0])
     known = model.params_total is not None or weights not in WEIGHT_FORMATS
     asked = question.weights is not None or question.memory_bytes is not None
+    serving = _servings(model, question, deployment) if known or asked else ()
+    fitting = max((each.longest_tokens or 0 for each in serving), default=0)
     return Plan(
         model=model,
         question=question,
         deployment=deployment,
         cache=tuple(_own_line(model, format, question) for format in question.formats),
         twins=_twin_lines(model, question),
-        serving=_servings(model, question, deployment) if known or asked else (),
-        notes=notes_on(model, question.deployment.parallel, context_tokens=question.context_tokens, weights=weights),
+        serving=serving,
+        notes=notes_on(
+            model,
+            deployment,
+            context_tokens=question.context_tokens,
+            served=bool(serving),
+            longest_fitting=fitting,
+        ),
     )
 
 

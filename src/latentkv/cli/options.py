@@ -71,7 +71,7 @@ ENGINE = (
         type=click.Choice(list(FORMATS)),
         default="bf16",
         show_default=True,
-        help="How cached rows are stored.",
+        help="How cached rows are stored; fp8 and int8 take 57 % of bf16, int6 46 %, int4 35 % on DeepSeek's latents.",
     ),
     click.option(
         "--page-tokens",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,18 +19,19 @@ READ_BYTES = 256 * 2**20
 class Ceilings:
     """The fastest fp32 multiply-add and read rates seen so far; `sample` is called between the measurements."""
 
-    def __init__(self, isa: Isa, threads: int) -> None:
+    def __init__(self, isa: Isa, threads: int, clock: Callable[[], float] = time.perf_counter) -> None:
         self.isa = isa
         self.threads = threads
+        self.clock = clock
         self.gflops = 0.0
         self.read_gbs = 0.0
         self._memory = torch.zeros(READ_BYTES // 4)
 
     def sample(self) -> None:
         """Measure both once more and keep the better."""
-        start = time.perf_counter()
+        start = self.clock()
         flops = self.isa.fma_burst(FMA_ROUNDS, self.threads)
-        self.gflops = max(self.gflops, flops / (time.perf_counter() - start) / 1e9)
-        start = time.perf_counter()
+        self.gflops = max(self.gflops, flops / (self.clock() - start) / 1e9)
+        start = self.clock()
         self.isa.read_burst(self._memory, self.threads)
-        self.read_gbs = max(self.read_gbs, READ_BYTES / (time.perf_counter() - start) / 1e9)
+        self.read_gbs = max(self.read_gbs, READ_BYTES / (self.clock() - start) / 1e9)

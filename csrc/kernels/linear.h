@@ -1,8 +1,8 @@
 // Linear maps: any number of rows, weights in f32, bf16, int8 and int4, several maps in one call (that share an input, or
 // one for each expert). Reference: src/latentkv/ops/linear.py.
 //
-// Every call has two phases, in one parallel region: the rows of x are prepared as their path wants them (linear_input.h),
-// then items of work, some outputs of one job each, go to whichever thread is free. No sum depends on who computes it.
+// Every call has two phases: the rows of x are prepared as their path wants them (linear_input.h); then, in the same parallel
+// region, items of work, some outputs of one job each, go to whichever thread is free. No sum depends on who computes it.
 #pragma once
 
 #include <omp.h>
@@ -18,6 +18,7 @@ namespace latentkv::LATENTKV_ISA {
 constexpr std::int64_t kItemBytes = 1 << 16;
 // Below this many multiplications one core is done before a second has woken up.
 constexpr std::int64_t kParallelProducts = 1 << 16;
+constexpr std::int64_t kSharedInput = 1 << 14;
 
 struct JobPlan {
   Path path;
@@ -55,6 +56,7 @@ class LinearPlan {
       plan.item_outputs = item_outputs(job, plan.path);
       plan.item_count = job.x.rows == 0 ? 0 : (job.weight->rows + plan.item_outputs - 1) / plan.item_outputs;
       input_rows_ += plan.input_rows;
+      input_elements_ += plan.input_rows * job.x.cols;
       items_ += plan.item_count;
       products_ += job.x.rows * job.weight->rows * job.x.cols;
       sums_ = larger(sums_, padded(job.x.rows * plan.item_outputs, 16));
@@ -64,6 +66,8 @@ class LinearPlan {
   }
 
   std::int64_t input_rows() const { return input_rows_; }
+  // Whether all threads should prepare x: then they have to wait for each other before the first item.
+  bool prepares_together() const { return input_elements_ > kSharedInput; }
   std::int64_t items() const { return items_; }
   std::int64_t sums() const { return sums_; }
   int threads() const {
@@ -95,7 +99,7 @@ class LinearPlan {
   }
 
   const LinearParams& p_;
-  std::int64_t bytes_ = 0, input_rows_ = 0, items_ = 0, products_ = 0, sums_ = 0;
+  std::int64_t bytes_ = 0, input_rows_ = 0, input_elements_ = 0, items_ = 0, products_ = 0, sums_ = 0;
 };
 
 // One job's part of a call: what an item does.
@@ -206,16 +210,19 @@ void linear(const LinearParams& p) {
     LinearItem<W>(p.jobs[job], plans[job], p.scratch, plan.thread_memory(thread), plan.sums())
         .run(item - plans[job].first_item);
   };
-  if (plan.threads() == 1) {
-    for (std::int64_t unit = 0; unit < plan.input_rows(); ++unit) prepare(unit);
+  const bool alone = plan.threads() == 1, together = !alone && plan.prepares_together();
+  for (std::int64_t unit = 0; !together && unit < plan.input_rows(); ++unit) prepare(unit);
+  if (alone) {
     for (std::int64_t item = 0; item < plan.items(); ++item) run(item, 0);
     return;
   }
 #pragma omp parallel num_threads(plan.threads())
   {
+    if (together) {
 #pragma omp for schedule(static)
-    for (std::int64_t unit = 0; unit < plan.input_rows(); ++unit) prepare(unit);
-#pragma omp for schedule(dynamic, 1)
+      for (std::int64_t unit = 0; unit < plan.input_rows(); ++unit) prepare(unit);
+    }
+#pragma omp for schedule(dynamic, 1) nowait
     for (std::int64_t item = 0; item < plan.items(); ++item) run(item, omp_get_thread_num());
   }
 }

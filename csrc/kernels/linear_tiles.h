@@ -57,6 +57,8 @@ class Unpacker {
       F words[W] = {};
       const std::int64_t count = smaller(kWords, depth - k);
       for (int i = 0; i < W; ++i) {
+        // What the next step unpacks arrives during this step's multiplications.
+        __builtin_prefetch(from[i] + k + LinearTile<W>::kDepth, 0, 2);
         if (count == kWords) {
           __builtin_memcpy(&words[i], from[i] + k, sizeof words[i]);
         } else {

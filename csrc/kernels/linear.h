@@ -29,7 +29,8 @@ struct JobPlan {
 
 template <int W>
 Path path_of(const LinearJob& job, bool integer) {
-  const bool few = job.x.rows <= kStreamRows, dots = integer && is_grouped(*job.weight);
+  const bool grouped = is_grouped(*job.weight), dots = integer && grouped;
+  const bool few = job.x.rows <= (grouped ? kStreamRows : kFloatStreamRows);
   if (few) return dots && Dot<W>::kStreams ? Path::dot_stream : Path::stream;
   return dots && Dot<W>::kTiles ? Path::dot_tiles : Path::tiles;
 }
@@ -135,23 +136,39 @@ class LinearItem {
   }
 
   void stream(const LinearWeight& weight, const Outputs& out) const {
-    switch (job_.x.rows) {
-      case 1: return stream_rows<1>(weight, out);
-      case 2: return stream_rows<2>(weight, out);
-      case 3: return stream_rows<3>(weight, out);
-      default: return stream_rows<4>(weight, out);
+    constexpr std::int64_t kMost = W == 16 ? 6 : 4;
+    const std::int64_t rows = job_.x.rows, tiles = (rows + kMost - 1) / kMost;
+    for (std::int64_t tile = 0; tile < tiles; ++tile) {
+      const std::int64_t first = tile * rows / tiles, count = (tile + 1) * rows / tiles - first;
+      const auto* x = reinterpret_cast<const float*>(x_) + first * stream_stride<W>(job_.x.cols);
+      const Outputs part{out.first, out.count, out.values + first * out.stride, out.stride};
+      switch (count) {
+        case 1: stream_rows<1>(weight, x, part); break;
+        case 2: stream_rows<2>(weight, x, part); break;
+        case 3: stream_rows<3>(weight, x, part); break;
+        case 4: stream_rows<4>(weight, x, part); break;
+        case 5: stream_floats<5>(weight, x, part); break;
+        default: stream_floats<6>(weight, x, part);
+      }
     }
   }
 
   template <int Rows>
-  void stream_rows(const LinearWeight& weight, const Outputs& out) const {
-    const auto* x = reinterpret_cast<const float*>(x_);
-    const std::int64_t stride = stream_stride<W>(job_.x.cols);
-    const bool f32 = weight.format == WeightFormat::f32;
+  void stream_rows(const LinearWeight& weight, const float* x, const Outputs& out) const {
     if (is_grouped(weight)) {
-      code_stream<W, Rows>(weight, x, stride, out);
+      code_stream<W, Rows>(weight, x, stream_stride<W>(job_.x.cols), out);
     } else {
-      f32 ? RowStream<W, Rows, float>(weight, x, stride).run(out) : RowStream<W, Rows, bf16>(weight, x, stride).run(out);
+      stream_floats<Rows>(weight, x, out);
+    }
+  }
+
+  template <int Rows>
+  void stream_floats(const LinearWeight& weight, const float* x, const Outputs& out) const {
+    const std::int64_t stride = stream_stride<W>(job_.x.cols);
+    if (weight.format == WeightFormat::f32) {
+      RowStream<W, Rows, float>(weight, x, stride).run(out);
+    } else {
+      RowStream<W, Rows, bf16>(weight, x, stride).run(out);
     }
   }
 

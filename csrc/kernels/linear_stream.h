@@ -117,9 +117,11 @@ void code_stream(const LinearWeight& weight, const float* x, std::int64_t x_stri
       const float* at = x + g * weight.group;
       panel.prefetch(g, kAheadGroups);
       panel.for_each_weight(g, [&](std::int64_t k, int byte, typename S::F w) __attribute__((always_inline)) {
+#pragma GCC unroll 8
         for (int r = 0; r < Rows; ++r) acc[r][byte] = S::fma(w, S::broadcast(at[r * x_stride + k]), acc[r][byte]);
       });
     }
+#pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
       S::store(out.values + r * out.stride + n, (acc[r][0] + acc[r][1]) + (acc[r][2] + acc[r][3]));
     }
@@ -153,8 +155,10 @@ class DotStream {
       for (std::int64_t p = 0; p < count; ++p) group(out.first + n + p * kPanelRows, g, acc[p]);
     }
     for (std::int64_t p = 0; p < count; ++p) {
+#pragma GCC unroll 8
       for (int r = 0; r < Rows; ++r) {
         float* to = out.values + r * out.stride + n + p * kPanelRows;
+#pragma GCC unroll 8
         for (int part = 0; part < kParts; ++part) S::store(to + part * W, acc[p][part][r]);
       }
     }
@@ -164,14 +168,18 @@ class DotStream {
     const CodePanel<W> first(weight_, output);
     first.prefetch(g, kAheadGroups);
     I sums[kParts][Rows];
+#pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
       const std::int32_t start = -dot_zero<W>(weight_) * x_[r].code_sums[g];
+#pragma GCC unroll 8
       for (int part = 0; part < kParts; ++part) sums[part][r] = start - I{};
     }
     weight_.format == WeightFormat::int8 ? group8(first, g, sums) : group4(first, g, sums);
+#pragma GCC unroll 8
     for (int part = 0; part < kParts; ++part) {
       const CodePanel<W> lanes(weight_, output + part * W);
       const F scale = lanes.scale(g);
+#pragma GCC unroll 8
       for (int r = 0; r < Rows; ++r) {
         const F dot = __builtin_convertvector(sums[part][r], F);
         acc[part][r] = S::fma(dot, scale * S::broadcast(x_[r].scales[g]), acc[part][r]);
@@ -184,8 +192,10 @@ class DotStream {
 
   [[gnu::always_inline]] void group8(const CodePanel<W>& panel, std::int64_t g, I (*sums)[Rows]) const {
     for (std::int64_t k = g * weight_.group; k < (g + 1) * weight_.group; k += 4) {
+#pragma GCC unroll 8
       for (int part = 0; part < kParts; ++part) {
         const auto codes = panel.bytes(k, part * W);
+#pragma GCC unroll 8
         for (int r = 0; r < Rows; ++r) sums[part][r] = D::add8(sums[part][r], codes, D::broadcast(x_[r].codes + k));
       }
     }
@@ -193,8 +203,10 @@ class DotStream {
 
   [[gnu::always_inline]] void group4(const CodePanel<W>& panel, std::int64_t g, I (*sums)[Rows]) const {
     for (std::int64_t k = g * weight_.group; k < (g + 1) * weight_.group; k += 8) {
+#pragma GCC unroll 8
       for (int part = 0; part < kParts; ++part) {
         const auto codes = panel.bytes(k, part * W);
+#pragma GCC unroll 8
         for (int r = 0; r < Rows; ++r) {
           const std::int8_t* x = x_[r].codes + k;
           sums[part][r] = D::add4(sums[part][r], panel.low(codes), D::broadcast(x));

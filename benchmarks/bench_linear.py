@@ -1,9 +1,9 @@
 """How near linear maps come to the machine's ceilings, for every weight format and number of rows; torch beside them.
 
-Prints a table; the last line is JSON. One row of x is bound by the memory: its weights are beyond the caches, and the share
-is of the read rate. Many rows are bound by the multipliers: the share is of the fp32 multiply-add rate (int8 dot products
-may pass it). Measurements take turns with the ceilings; `best` is the fastest of all, which on a shared machine tells the
-kernel, while the median tells the machine.
+Prints a table; the last line is JSON. One row of x is bound by the memory: its weights are beyond the caches, and
+the share is of the read rate. Many rows are bound by the multipliers: the share is of the fp32 multiply-add rate, which
+int8 dot products may pass. Measurements take turns with the ceilings; `best` is the fastest of all: on a shared
+machine it tells the kernel, while the median tells the machine.
 
     python benchmarks/bench_linear.py [--isa avx2] [--threads 2] [--repeats 7] [--only int4] [--threads 1 --cpu-time]
 """

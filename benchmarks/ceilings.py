@@ -11,13 +11,14 @@ import torch
 if TYPE_CHECKING:
     from latentkv._native import Isa
 
-FMA_ROUNDS = 40_000
+# About 10 ms: as long as the cases, so that other work on the machine slows both alike.
+FMA_ROUNDS = 2_000_000
 # Larger than most caches; a server's last-level cache may hold it, and then holds the benchmark's cache too.
 READ_BYTES = 256 * 2**20
 
 
 class Ceilings:
-    """The fastest fp32 multiply-add and read rates seen so far; `sample` is called between the measurements."""
+    """The fastest fp32 multiply-add and read rates seen so far; `sample` is called beside each measurement."""
 
     def __init__(self, isa: Isa, threads: int, clock: Callable[[], float] = time.perf_counter) -> None:
         self.isa = isa
@@ -27,11 +28,13 @@ class Ceilings:
         self.read_gbs = 0.0
         self._memory = torch.zeros(READ_BYTES // 4)
 
-    def sample(self) -> None:
-        """Measure both once more and keep the better."""
+    def sample(self) -> tuple[float, float]:
+        """Measure both once more: GFLOP/s and GB/s of this moment."""
         start = self.clock()
         flops = self.isa.fma_burst(FMA_ROUNDS, self.threads)
-        self.gflops = max(self.gflops, flops / (self.clock() - start) / 1e9)
+        gflops = flops / (self.clock() - start) / 1e9
         start = self.clock()
         self.isa.read_burst(self._memory, self.threads)
-        self.read_gbs = max(self.read_gbs, READ_BYTES / (self.clock() - start) / 1e9)
+        read_gbs = READ_BYTES / (self.clock() - start) / 1e9
+        self.gflops, self.read_gbs = max(self.gflops, gflops), max(self.read_gbs, read_gbs)
+        return gflops, read_gbs

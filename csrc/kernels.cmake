@@ -18,6 +18,6 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   add_isa(avx2 ${AVX2_FLAGS})
   add_isa(avx2w16 ${AVX2_FLAGS})
   # GCC 12 warns of its own intrinsics (its bug 105593).
-  add_isa(avx512 ${AVX512_FLAGS} -Wno-maybe-uninitialized)
-  add_isa(avx512vnni ${AVX512_FLAGS} -mavx512vnni -Wno-maybe-uninitialized)
+  add_isa(avx512 ${AVX512_FLAGS} -Wno-uninitialized -Wno-maybe-uninitialized)
+  add_isa(avx512vnni ${AVX512_FLAGS} -mavx512vnni -Wno-uninitialized -Wno-maybe-uninitialized)
 endif()

@@ -12,6 +12,7 @@ struct bf16 {
   std::uint16_t bits;
 };
 
+// IEEE 754 binary16: only what the cache stores.
 struct f16 {
   std::uint16_t bits;
 };

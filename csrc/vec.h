@@ -1,5 +1,6 @@
-// Vectors of W floats on GCC's and Clang's vector extensions: load and store with conversion from and to bfloat16, fused
-// multiply-add, horizontal sum. No intrinsics: the file that includes this decides by its flags what the code becomes.
+// Vectors of W floats on GCC's and Clang's vector extensions: load and store with conversion from and to bfloat16 and
+// float16, fused multiply-add, horizontal sum. Intrinsics only with a plain twin: the flags of the file that includes this
+// decide what the code becomes.
 // Only isa_*.cpp may include it, with LATENTKV_ISA naming their namespace: one copy of every function per instruction set.
 #pragma once
 
@@ -47,14 +48,10 @@ struct Simd {
     return widen(half);
   }
 
-  // Exact for every number; infinities and NaN become large numbers (scales, the only ones read so, are finite).
   static F load(const f16* from) {
     H half;
     __builtin_memcpy(&half, from, sizeof half);
-    const U wide = extend(half);
-    const U magnitude = (wide & 0x7fffu) << 13;
-    const U size = (U)((F)magnitude * 0x1p112f);
-    return (F)(size | (wide & 0x8000u) << 16);
+    return widen_f16(half);
   }
 
   // 2 * W neighbours: those at even places and those at odd ones, two instructions each where load() twice takes four.
@@ -77,6 +74,11 @@ struct Simd {
 
   static void store(bf16* to, F value) {
     const H half = narrow(value);
+    __builtin_memcpy(to, &half, sizeof half);
+  }
+
+  static void store(f16* to, F value) {
+    const H half = narrow_f16(value);
     __builtin_memcpy(to, &half, sizeof half);
   }
 
@@ -129,6 +131,52 @@ struct Simd {
     const U rounded = (bits + round_up) >> 16;
     const U quiet = (bits >> 16) | 0x40u;
     return __builtin_convertvector((is_nan & quiet) | (~is_nan & rounded), H);
+  }
+
+  static F widen_f16(H half) {
+#if defined(__AVX512F__)
+    if constexpr (W == 16) return (F)_mm512_cvtph_ps((__m256i)half);
+#endif
+#if defined(__F16C__)
+    if constexpr (W == 8) return (F)_mm256_cvtph_ps((__m128i)half);
+#endif
+    return widen_f16_plain(half);
+  }
+
+  // To nearest, ties to even; beyond 65504 and its half step an infinity.
+  static H narrow_f16(F value) {
+#if defined(__AVX512F__)
+    if constexpr (W == 16) return (H)_mm512_cvtps_ph((__m512)value, _MM_FROUND_TO_NEAREST_INT);
+#endif
+#if defined(__F16C__)
+    if constexpr (W == 8) return (H)_mm256_cvtps_ph((__m256)value, _MM_FROUND_TO_NEAREST_INT);
+#endif
+    return narrow_f16_plain(value);
+  }
+
+ private:
+  static U choose(U mask, U yes, U no) { return (mask & yes) | (~mask & no); }
+
+  // Exponents move by 127 - 15; subnormal numbers count in steps of 2**-24.
+  static F widen_f16_plain(H half) {
+    const U bits = extend(half), magnitude = bits & 0x7fffu;
+    const U normal = (magnitude << 13) + (112u << 23);
+    const U special = (magnitude << 13) | 0x7f800000u;
+    const U subnormal = (U)(__builtin_convertvector(magnitude, F) * broadcast(0x1p-24f));
+    const U finite = choose((U)(magnitude < 0x400u), subnormal, normal);
+    return (F)(choose((U)(magnitude >= 0x7c00u), special, finite) | ((bits & 0x8000u) << 16));
+  }
+
+  static H narrow_f16_plain(F value) {
+    const U bits = (U)value, magnitude = bits & 0x7fffffffu;
+    const U rounded = (magnitude + 0xfffu + ((magnitude >> 13) & 1u) - (112u << 23)) >> 13;
+    const U normal = choose((U)(rounded > 0x7c00u), U{} + 0x7c00u, rounded);
+    // The steps of float32 at 0.5 are those of subnormal float16.
+    const U subnormal = (U)((F)magnitude + broadcast(0.5f)) - 0x3f000000u;
+    const U quiet = 0x7e00u | ((magnitude >> 13) & 0x3ffu);
+    const U number = choose((U)(magnitude < 0x38800000u), subnormal, normal);
+    const U chosen = choose((U)(magnitude > 0x7f800000u), quiet, number);
+    return __builtin_convertvector(chosen | ((bits >> 16) & 0x8000u), H);
   }
 };
 

@@ -17,7 +17,7 @@ Matrix angle_part(nb::handle object, const char* name, std::int64_t tokens, std:
 }  // namespace
 
 Matrix cache_rows(nb::handle object) {
-  const Matrix rows = matrix_of(object, "rows", kFloats);
+  const Matrix rows = matrix_of(object, "rows", kStored);
   if (rows.stride < rows.cols) refuse("rows", "rows that do not overlap", "a stride of " + std::to_string(rows.stride));
   return rows;
 }

@@ -5,8 +5,6 @@
 
 namespace latentkv {
 
-constexpr std::initializer_list<DType> kFloats = {DType::f32, DType::bf16};
-
 // Pages [pages, page_tokens, row_elements] as one matrix of rows that do not overlap.
 Matrix cache_rows(nanobind::handle object);
 

@@ -83,18 +83,18 @@ Array from_dlpack(nb::handle object, const char* name) {
   return array;
 }
 
-void check_dtype(const Array& array, const char* name, std::initializer_list<DType> dtypes) {
-  for (const DType dtype : dtypes) {
-    if (array.dtype == dtype) return;
-  }
-  throw Declined(std::string(name) + ": no native kernel for this dtype");
-}
-
 }  // namespace
 
 Array array_of(nb::handle object, const char* name) {
   const ExchangeTable* table = exchange_table(object);
   return table != nullptr ? from_exchange(*table, object, name) : from_dlpack(object, name);
+}
+
+void check_dtype(const Array& array, const char* name, std::initializer_list<DType> dtypes) {
+  for (const DType dtype : dtypes) {
+    if (array.dtype == dtype) return;
+  }
+  throw Declined(std::string(name) + ": no native kernel for this dtype");
 }
 
 Matrix matrix_of(nb::handle object, const char* name, std::initializer_list<DType> dtypes) {

@@ -23,6 +23,10 @@ struct ShapeError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// What is computed with, and what the cache's rows can be.
+constexpr std::initializer_list<DType> kFloats = {DType::f32, DType::bf16};
+constexpr std::initializer_list<DType> kStored = {DType::f32, DType::bf16, DType::f16};
+
 constexpr int kMaxDims = 4;
 
 // A view of an array in CPU memory. Valid as long as the Python object is, so for the length of a call.
@@ -36,6 +40,9 @@ struct Array {
 
 // `name` is what messages call the argument. Throws Declined for another device, dtype or more than kMaxDims dimensions.
 Array array_of(nanobind::handle object, const char* name);
+
+// Throws Declined for another dtype.
+void check_dtype(const Array& array, const char* name, std::initializer_list<DType> dtypes);
 
 // [..., n] as rows of n. Throws Declined unless the last dimension is adjacent and the others have one common stride.
 Matrix matrix_of(nanobind::handle object, const char* name, std::initializer_list<DType> dtypes);

@@ -6,6 +6,7 @@ namespace nb = nanobind;
 namespace {
 
 constexpr double kLog2E = 1.4426950408889634;
+constexpr std::int64_t kTileRows = 64;  // kRows of kernels/attention_tiles.h
 
 QueryPart query_part(nb::handle object, const char* name, const Array& out) {
   if (object.is_none()) return {};
@@ -61,18 +62,36 @@ void check_sizes(const AttentionParams& p, std::int64_t row_elements) {
   }
 }
 
-struct Work {
-  nb::handle sequences, items, merges;
-  std::int64_t slots;
-};
+// Rows of one record within its sequence and KV group.
+bool rows_fit(const AttentionParams& p, std::int64_t sequences, std::int64_t sequence, std::int64_t group,
+              std::int64_t first_row, std::int64_t row_count) {
+  if (sequence < 0 || sequence >= sequences || group < 0 || group >= p.groups) return false;
+  const std::int64_t rows = p.heads / p.groups * p.sequences[sequence].query_len;
+  return first_row >= 0 && row_count >= 0 && row_count <= kTileRows && first_row + row_count <= rows;
+}
 
-// Plans are made by backends/native_plan.py and not by users: only what would make a kernel write astray is looked at.
-void check_items(const AttentionParams& p, std::int64_t sequences, std::int64_t slots) {
+// Plans come from backends/native_plan.py and not from users: only what would make a kernel write astray is looked at.
+void check_plan(const AttentionParams& p, std::int64_t sequences, std::int64_t slots, std::int64_t tokens) {
+  for (std::int64_t i = 0; i < sequences; ++i) {
+    const AttentionSequence& sequence = p.sequences[i];
+    if (sequence.query_start < 0 || sequence.query_len < 0 || sequence.query_start + sequence.query_len > tokens) {
+      refuse("sequences", "rows of the query", "others at position " + std::to_string(i));
+    }
+  }
   for (std::int64_t i = 0; i < p.item_count; ++i) {
     const AttentionItem& item = p.items[i];
-    const bool fits = item.sequence >= 0 && item.sequence < sequences && item.group >= 0 && item.group < p.groups &&
-                      item.row_count >= 0 && item.load_slot < slots && item.store_slot < slots;
-    if (!fits) refuse("items", "records of this batch's plan", "another at position " + std::to_string(i));
+    if (!rows_fit(p, sequences, item.sequence, item.group, item.first_row, item.row_count) || item.context_begin < 0 ||
+        item.context_end > p.sequences[item.sequence].context_len || item.load_slot >= slots ||
+        item.store_slot >= slots) {
+      refuse("items", "records of this batch's plan", "another at position " + std::to_string(i));
+    }
+  }
+  for (std::int64_t i = 0; i < p.merge_count; ++i) {
+    const AttentionMerge& merge = p.merges[i];
+    if (!rows_fit(p, sequences, merge.sequence, merge.group, merge.first_row, merge.row_count) ||
+        merge.first_slot < 0 || merge.slot_count < 0 || merge.first_slot + merge.slot_count > slots) {
+      refuse("merges", "records of this batch's plan", "another at position " + std::to_string(i));
+    }
   }
 }
 
@@ -86,8 +105,8 @@ float* slots_of(nb::handle object, std::int64_t floats) {
 void attention(const Isa& isa, nb::handle out, nb::handle lse, nb::handle a, nb::handle b, nb::handle rows,
                nb::handle page_table, nb::tuple plan, nb::tuple key, nb::tuple value, std::int64_t groups,
                std::int64_t b_blocks, double scale, bool causal, int threads, nb::handle slot_memory) {
-  const Array result = cube_of(out, "out"), table = array_of(page_table, "page_table"), pages = cube_of(rows, "rows");
-  const Array sums = array_of(lse, "lse");
+  const Array result = cube_of(out, "out"), table = array_of(page_table, "page_table");
+  const Array pages = cube_of(rows, "rows", kStored), sums = array_of(lse, "lse");
   if (sums.ndim != 2 || sums.dtype != DType::f32 || sums.shape[0] != result.shape[0] ||
       sums.shape[1] != result.shape[1] || (sums.shape[0] > 1 && sums.stride[0] != sums.shape[1])) {
     refuse("lse", "[T, H] float32, adjacent", "another");
@@ -124,7 +143,7 @@ void attention(const Isa& isa, nb::handle out, nb::handle lse, nb::handle a, nb:
   const auto slots = nb::cast<std::int64_t>(plan[3]);
   check_sizes(p, pages.shape[2]);
   check_pages(p, sequences, table, pages.shape[0]);
-  check_items(p, sequences, slots);
+  check_plan(p, sequences, slots, result.shape[0]);
   if (p.item_count == 0) return;
   p.threads = static_cast<int>(threads < p.item_count ? threads : p.item_count);
   if (p.threads < 1) p.threads = 1;

@@ -12,12 +12,10 @@ Floats allocate(std::int64_t floats) {
   return Floats(memory);
 }
 
-Array cube_of(nanobind::handle object, const char* name) {
+Array cube_of(nanobind::handle object, const char* name, std::initializer_list<DType> dtypes) {
   const Array array = array_of(object, name);
   if (array.ndim != 3) refuse(name, "3 dimensions", std::to_string(array.ndim));
-  if (array.dtype != DType::f32 && array.dtype != DType::bf16) {
-    throw Declined(std::string(name) + ": no native kernel for this dtype");
-  }
+  check_dtype(array, name, dtypes);
   if (array.shape[2] > 1 && array.stride[2] != 1) throw Declined(std::string(name) + ": last dimension is strided");
   return array;
 }

@@ -17,7 +17,7 @@ using Floats = std::unique_ptr<float, Free>;
 // Uninitialised, at the start of a cache line.
 Floats allocate(std::int64_t floats);
 
-// [a, b, c] of float32 or bfloat16 whose last dimension is adjacent. Throws Declined for others.
-Array cube_of(nanobind::handle object, const char* name);
+// [a, b, c] of these dtypes whose last dimension is adjacent. Throws Declined for others.
+Array cube_of(nanobind::handle object, const char* name, std::initializer_list<DType> dtypes = kFloats);
 
 }  // namespace latentkv

@@ -33,7 +33,7 @@ class AttentionWorker {
     start();
     if (item.context_begin < end_) {
       query_.pack(names_, item.row_count, direct_);
-      p_.row_dtype == DType::f32 ? walk<float>() : walk<bf16>();
+      p_.row_dtype == DType::f32 ? walk<float>() : p_.row_dtype == DType::bf16 ? walk<bf16>() : walk<f16>();
     }
     if (item.store_slot >= 0) return own_.copy_to(slot(p_, item.store_slot), item.row_count);
     for (std::int64_t row = 0; row < item.row_count; ++row) finish_row<W>(p_, names_, own_, row);

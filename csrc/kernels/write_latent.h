@@ -30,7 +30,9 @@ void write_latent_row(const WriteLatentParams& p, std::int64_t token) {
 template <int W, typename T>
 void write_latent_typed(const WriteLatentParams& p) {
   for_each_row(p.kv.rows, p.kv.rows * p.kv.cols, [&](std::int64_t token) {
-    p.cache.dtype == DType::f32 ? write_latent_row<W, T, float>(p, token) : write_latent_row<W, T, bf16>(p, token);
+    p.cache.dtype == DType::f32    ? write_latent_row<W, T, float>(p, token)
+    : p.cache.dtype == DType::bf16 ? write_latent_row<W, T, bf16>(p, token)
+                                   : write_latent_row<W, T, f16>(p, token);
   });
 }
 

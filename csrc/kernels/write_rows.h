@@ -39,7 +39,9 @@ template <int W>
 void write_rows(const WriteRowsParams& p) {
   const std::int64_t tokens = p.parts[0].rows;
   for_each_row(tokens, tokens * p.cache.cols, [&](std::int64_t token) {
-    p.cache.dtype == DType::f32 ? write_row<W, float>(p, token) : write_row<W, bf16>(p, token);
+    p.cache.dtype == DType::f32    ? write_row<W, float>(p, token)
+    : p.cache.dtype == DType::bf16 ? write_row<W, bf16>(p, token)
+                                   : write_row<W, f16>(p, token);
   });
 }
 

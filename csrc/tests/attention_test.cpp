@@ -186,7 +186,7 @@ void check_attention(const Isa& isa, const Sizes& s, const Kind& kind, Checks& c
 
 void test_attention(const Isa& isa, Checks& checks) {
   for (const Sizes& sizes : kSizes) {
-    for (const DType stored : kFloats) {
+    for (const DType stored : kStored) {
       for (const DType query : kFloats) {
         for (const bool causal : {false, true}) {
           for (const bool split : {false, true}) check_attention(isa, sizes, {stored, query, causal, split}, checks);

@@ -15,8 +15,11 @@ namespace latentkv::test {
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 constexpr DType kFloats[] = {DType::f32, DType::bf16};
+constexpr DType kStored[] = {DType::f32, DType::bf16, DType::f16};
 
-inline const char* name_of(DType dtype) { return dtype == DType::f32 ? "f32" : "bf16"; }
+inline const char* name_of(DType dtype) {
+  return dtype == DType::f32 ? "f32" : dtype == DType::bf16 ? "bf16" : "f16";
+}
 
 // To nearest, ties to even.
 inline std::uint16_t bf16_bits(float value) {
@@ -33,6 +36,25 @@ inline float from_bf16(std::uint16_t half) {
   return value;
 }
 
+// To nearest, ties to even: the steps are 2**-24 and grow with the number from 2**-14 on.
+inline std::uint16_t f16_bits(float value) {
+  const std::uint16_t sign = std::signbit(value) ? 0x8000u : 0u;
+  if (std::isnan(value)) return sign | 0x7e00u;
+  const int exponent = std::fabs(value) < 0x1p-14f ? -14 : std::ilogb(value);
+  const double steps = std::nearbyint(std::ldexp(std::fabs(static_cast<double>(value)), 10 - exponent));
+  const double bits = exponent > 15 ? 0x7c00 : std::fmin(steps + (exponent + 14) * 1024.0, 0x7c00);
+  return sign | static_cast<std::uint16_t>(bits);
+}
+
+inline float from_f16(std::uint16_t half) {
+  const int exponent = half >> 10 & 31, fraction = half & 1023;
+  const float number = exponent == 31 && fraction != 0 ? std::nanf("")
+                       : exponent == 31                ? std::numeric_limits<float>::infinity()
+                       : exponent == 0                 ? std::ldexp(static_cast<float>(fraction), -24)
+                                                       : std::ldexp(static_cast<float>(1024 + fraction), exponent - 25);
+  return half & 0x8000u ? -number : number;
+}
+
 // `size` numbers, NaN until they are set. On the heap and not one too many, for the address sanitizer.
 class Numbers {
  public:
@@ -44,11 +66,17 @@ class Numbers {
   DType dtype() const { return dtype_; }
   std::int64_t size() const { return size_; }
   void* data() { return dtype_ == DType::f32 ? static_cast<void*>(wide_.data()) : narrow_.data(); }
-  double operator[](std::int64_t i) const { return dtype_ == DType::f32 ? wide_[i] : from_bf16(narrow_[i]); }
+  double operator[](std::int64_t i) const {
+    return dtype_ == DType::f32 ? wide_[i] : dtype_ == DType::bf16 ? from_bf16(narrow_[i]) : from_f16(narrow_[i]);
+  }
 
   void set(std::int64_t i, double value) {
     const auto rounded = static_cast<float>(value);
-    dtype_ == DType::f32 ? void(wide_[i] = rounded) : void(narrow_[i] = bf16_bits(rounded));
+    if (dtype_ == DType::f32) {
+      wide_[i] = rounded;
+    } else {
+      narrow_[i] = dtype_ == DType::bf16 ? bf16_bits(rounded) : f16_bits(rounded);
+    }
   }
 
   std::vector<double> values() const {
@@ -93,9 +121,10 @@ class Checks {
   int done = 0, failed = 0;
 
   // Every element, NaN where NaN is wanted: so nothing else was written either. Sums in float32 are off by 1e-5 at most
-  // (tests/support/compare.py derives it); rounding to bfloat16 adds half a step, 2**-8 of the number or less.
+  // (tests/support/compare.py derives it); rounding to bfloat16 adds half a step, 2**-8 of the number or less,
+  // and to float16 2**-11.
   void close(const std::string& what, const Numbers& got, const std::vector<double>& want) {
-    const double step = got.dtype() == DType::f32 ? 0.0 : 0x1p-8;
+    const double step = got.dtype() == DType::f32 ? 0.0 : got.dtype() == DType::bf16 ? 0x1p-8 : 0x1p-11;
     ++done;
     for (std::int64_t i = 0; i < got.size(); ++i) {
       const bool same = got[i] == want[i] || (std::isnan(got[i]) && std::isnan(want[i]));

@@ -150,7 +150,7 @@ void test_rotate_query(const Isa& isa, Checks& checks) {
 
 void test_write_latent(const Isa& isa, Checks& checks) {
   const auto check = [&](const RopeCase& c) {
-    for (const DType stored : kFloats) check_latent(isa, c, stored, checks);
+    for (const DType stored : kStored) check_latent(isa, c, stored, checks);
   };
   for (const std::int64_t pairs : kPairs) {
     for_each_kind({4, 1, 37, pairs, 1, {}, DType::f32, false, false}, check);

@@ -68,7 +68,7 @@ void test_write_rows(const Isa& isa, Checks& checks) {
   const std::int64_t slots[] = {19, 0, 7, 3}, latent = 37, rope = 6, row = latent + rope, cache_rows = 20;
   for (const DType first : kFloats) {
     for (const DType second : kFloats) {
-      for (const DType stored : kFloats) {
+      for (const DType stored : kStored) {
         Random random(3);
         Numbers a(first, 3 * (latent + 2) + latent), b(second, 4 * rope), cache(stored, cache_rows * row);
         random.fill_rows(a, 4, latent, latent + 2);

@@ -39,6 +39,7 @@ def attend(
     causal: bool = True,
     form: Form = "auto",
     backend: str = "auto",
+    deterministic: bool = False,
     plan: Plan | None = None,
 ) -> Attended:
     """Attention of a ragged batch's new tokens over the paged cache, to which their rows have been written already.
@@ -50,13 +51,15 @@ def attend(
     up:     W_UK [H, N, L] and W_UV [H, V, L]; see the table above
     causal: new token t of a sequence sees its context up to itself; otherwise all of it
     form:   "auto", "latent" or "head" (only where `up` is given)
-    plan:   from `plan_attend`, to be shared by the layers of a step
+    deterministic: a sequence's bits do not depend on the rest of the batch nor, with the native backend, on the number
+            of threads; costs little
+    plan:   from `plan_attend`, for the same request, to be shared by the layers of a step
 
     Returns out [T, H, ...] in the query's dtype, lse [T, H] float32 (natural log, -inf where nothing is visible, with
     zeros in out) and the path that ran. Raises ShapeError for arguments that do not fit together, OptionError for an
     unknown form or backend, UnsupportedError when no backend can run it, StalePlanError for another call's plan.
     """
-    request = request_for(query, cache, batch, up=up, form=form)
+    request = request_for(query, cache, batch, up=up, form=form, deterministic=deterministic)
     if not math.isfinite(scale):
         raise OptionError(sentence("scale", expected="a finite number", got=scale))
     if plan is not None and backend not in ("auto", plan.backend):
@@ -74,7 +77,13 @@ def plan_attend(request: Request, batch: Batch, *, backend: str = "auto") -> Pla
 
 
 def request_for(
-    query: Tensor, cache: LayerCache, batch: Batch, *, up: UpProjection | None = None, form: Form = "auto"
+    query: Tensor,
+    cache: LayerCache,
+    batch: Batch,
+    *,
+    up: UpProjection | None = None,
+    form: Form = "auto",
+    deterministic: bool = False,
 ) -> Request:
     """The sizes of a call, checked against each other; what backends are asked with. Errors as in `attend`."""
     if form not in get_args(Form):
@@ -103,6 +112,7 @@ def request_for(
         query_dtype=str(query.dtype).removeprefix("torch."),
         device=query.device.type,
         form=form,
+        deterministic=deterministic,
         **sizes,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from latentkv.backends.base import Request
-from latentkv.backends.cost import cheaper_form, head_flops, latent_flops
+from latentkv.backends.cost import cheaper_form, head_cost, latent_cost
 
 TINY = Request(
     kind="mla",
@@ -37,8 +37,8 @@ DEEPSEEK_V3 = Request(
 
 def test_operations_counted_by_hand():
     """Two new tokens of a context of 10 make 9 + 10 pairs."""
-    assert latent_flops(TINY, query_len=2, context_len=10) == 2 * 2 * (2 * (3 + 5) * 8 + 19 * (8 + 8 + 4))
-    assert head_flops(TINY, query_len=2, context_len=10) == 2 * 2 * (10 * (3 + 5) * 8 + 19 * (3 + 4 + 5))
+    assert latent_cost(TINY, query_len=2, context_len=10) == 2 * 2 * (2 * (3 + 5) * 8 + 19 * (8 + 8 + 4))
+    assert head_cost(TINY, query_len=2, context_len=10) == 2 * 2 * (10 * (3 + 5) * 8 + 19 * (3 + 4 + 5))
 
 
 @pytest.mark.parametrize(("query", "context", "form"), [(1, 2, "latent"), (1, 8192, "latent"), (4096, 4096, "head")])
@@ -49,3 +49,12 @@ def test_decode_takes_the_latent_form_and_a_long_prompt_the_head_form(query, con
 def test_a_short_chunk_after_a_long_context_is_not_worth_expanding_it():
     assert cheaper_form(DEEPSEEK_V3, query_len=16, context_len=32768) == "latent"
     assert cheaper_form(DEEPSEEK_V3, query_len=1024, context_len=32768) == "head"
+
+
+def test_dear_projections_favour_the_form_that_has_fewer_of_them():
+    """At 320 of 4096 tokens, expanding the context costs most: counted double it turns the choice."""
+    sizes = {"query_len": 320, "context_len": 4096}
+    assert cheaper_form(DEEPSEEK_V3, **sizes) == "head"
+    assert cheaper_form(DEEPSEEK_V3, **sizes, projection=2.2) == "latent"
+    plain, dear = (head_cost(DEEPSEEK_V3, **sizes, projection=factor) for factor in (1.0, 2.0))
+    assert dear - plain == 2 * 128 * 4096 * (128 + 128) * 512

@@ -14,7 +14,7 @@ from torch import Tensor
 from latentkv.backends.isa import available_isas
 from latentkv.backends.kernels import Kernels, choose_kernels, native_kernels, portable_kernels
 from latentkv.cache.latent import LatentCache, LayerCache
-from latentkv.cache.layout import CacheLayout, mla_row
+from latentkv.cache.layout import FORMATS, CacheLayout, mla_row
 from latentkv.errors import OptionError, ShapeError
 from support.compare import Tolerance, assert_close
 
@@ -139,7 +139,7 @@ def poisoned_layer(format: str) -> LayerCache:
 
 
 @every_kernels
-@pytest.mark.parametrize("format", ["f32", "bf16"])
+@pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("dtypes", [(a, b) for a in FLOATS for b in FLOATS])
 def test_write_rows_stores_rounded_parts_and_touches_nothing_else(
     name: str, format: str, dtypes: tuple[torch.dtype, torch.dtype]
@@ -163,6 +163,22 @@ def test_rounding_to_bfloat16_is_torchs_for_every_upper_half(isa: str) -> None:
     layer = cache.layer(0)
     native_kernels(isa).write_rows(layer, torch.arange(256), {"latent": values, "rope": values[:, :0]})
     expected = values.bfloat16()
+    assert_close(layer.rows[0], expected, tolerance="exact")
+    real = ~expected.isnan()
+    assert torch.equal(layer.rows[0].view(torch.int16)[real], expected.view(torch.int16)[real])
+
+
+@every_isa
+def test_rounding_to_float16_is_torchs_at_every_step_and_half_step(isa: str) -> None:
+    """Signs, subnormals, overflow to infinity and NaN included."""
+    upper = torch.arange(1 << 16, dtype=torch.int64) << 16
+    middle = torch.tensor([0, 1, 6, 7]) << 13
+    lower = (middle[:, None] | torch.tensor([0, 1, 0xFFF, 0x1000, 0x1001, 0x1FFF])).flatten()
+    values = (upper[:, None] | lower).to(torch.int32).view(torch.float32).reshape(256, -1)
+    cache = LatentCache(CacheLayout(mla_row("f16", kv_lora_rank=values.shape[1], qk_rope_head_dim=0), 1, 256), 1)
+    layer = cache.layer(0)
+    native_kernels(isa).write_rows(layer, torch.arange(256), {"latent": values, "rope": values[:, :0]})
+    expected = values.half()
     assert_close(layer.rows[0], expected, tolerance="exact")
     real = ~expected.isnan()
     assert torch.equal(layer.rows[0].view(torch.int16)[real], expected.view(torch.int16)[real])

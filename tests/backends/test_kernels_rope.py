@@ -18,8 +18,8 @@ from support.compare import assert_close
 from support.hostile import strided_normal
 
 FLOATS = (torch.float32, torch.bfloat16)
-NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-FORMATS = {"f32": torch.float32, "bf16": torch.bfloat16}
+NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+FORMATS = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 EPS = 1e-6
 # Below, at and beyond whole vectors of 4, 8 and 16 pairs, halves of them included.
 PAIRS = (0, 1, 2, 3, 5, 8, 11, 16, 17, 24, 32, 37)

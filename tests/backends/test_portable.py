@@ -134,9 +134,10 @@ def test_grouped_query_attention(heads, groups, mode, causal):
 
 @pytest.mark.parametrize("form", ["latent", "head"])
 @pytest.mark.parametrize("query_dtype", [torch.float32, torch.bfloat16])
-def test_bfloat16_cache_and_queries_round_nothing_but_the_output(form, query_dtype):
+@pytest.mark.parametrize("format", ["bf16", "f16"])
+def test_half_precision_cache_and_queries_round_nothing_but_the_output(format, form, query_dtype):
     sizes = SIZES["usual"]
-    case = mla_case(sizes, "mix", format="bf16")
+    case = mla_case(sizes, "mix", format=format)
     query, up = mla_query(sizes, case, query_dtype), sizes.up()
     up = UpProjection(up.w_uk.bfloat16(), up.w_uv.bfloat16())
     attended = attend(query, case.layer, case.batch, scale=sizes.scale, up=up, form=form)

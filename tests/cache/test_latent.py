@@ -47,6 +47,16 @@ def test_bfloat16_rows_round_to_nearest_even() -> None:
     assert torch.signbit(read["rope"]).all()
 
 
+def test_float16_rows_round_to_nearest_even_and_overflow_to_infinity() -> None:
+    cache = poisoned("f16", latent=4, rope=1)
+    # 1 + 2**-11 lies halfway between 1 and 1 + 2**-10; 65520 halfway between the largest number and what would follow.
+    latent = torch.tensor([[1 + 2**-11, 1 + 3 * 2**-11, 65519.0, 65520.0]])
+    cache.layer(0).write(torch.tensor([5]), {"latent": latent, "rope": torch.tensor([[-(2**-24)]])})
+    read = cache.layer(0).read(torch.tensor([5]))
+    assert read["latent"].tolist() == [[1.0, 1 + 2**-9, 65504.0, float("inf")]]
+    assert read["rope"].item() == -(2**-24)
+
+
 def test_rows_of_any_float_type_and_stride_are_taken() -> None:
     cache = poisoned()
     parts = random_parts()

@@ -22,7 +22,7 @@ LLAMA_3_8B = AttentionGeometry(
 )
 
 
-@pytest.mark.parametrize(("format", "row_bytes"), [("f32", 2304), ("bf16", 1152)])
+@pytest.mark.parametrize(("format", "row_bytes"), [("f32", 2304), ("bf16", 1152), ("f16", 1152)])
 def test_row_of_deepseek(format: str, row_bytes: int) -> None:
     row = mla_row(format, kv_lora_rank=512, qk_rope_head_dim=64)
     assert row.row_bytes == row_bytes
@@ -36,7 +36,7 @@ def test_bytes_per_token_of_whole_models() -> None:
 
 
 @pytest.mark.parametrize(("latent", "rope"), [(512, 64), (256, 32), (576, 0), (0, 64)])
-@pytest.mark.parametrize("format", ["f32", "bf16"])
+@pytest.mark.parametrize("format", ["f32", "bf16", "f16"])
 @pytest.mark.parametrize("page_tokens", [1, 16, 256])
 def test_layout_tells_the_bytes_that_are_allocated(latent: int, rope: int, format: str, page_tokens: int) -> None:
     layout = CacheLayout(mla_row(format, kv_lora_rank=latent, qk_rope_head_dim=rope), 3, page_tokens)
@@ -60,7 +60,7 @@ def test_pages_for(tokens: int, pages: int) -> None:
 
 
 def test_what_cannot_be_laid_out_is_refused() -> None:
-    with pytest.raises(OptionError, match="cache format: expected one of f32, bf16"):
+    with pytest.raises(OptionError, match="cache format: expected one of f32, bf16, f16"):
         row_layout("fp3", [("latent", 4)])
     with pytest.raises(OptionError, match="elements of row part 'rope'"):
         row_layout("f32", [("latent", 4), ("rope", -1)])

@@ -25,7 +25,7 @@ LENGTHS = [1, 3, 4, 5, 8, 17, 31, 2]
 
 @pytest.mark.parametrize("page_tokens", [1, 4, 64])
 @pytest.mark.parametrize("max_batch_tokens", [1, 7, 8, 2048])
-@pytest.mark.parametrize("cache_format", ["f32", "bf16"])
+@pytest.mark.parametrize("cache_format", ["f32", "bf16", "f16"])
 def test_tokens_do_not_depend_on_batch_pages_or_chunks(
     page_tokens: int, max_batch_tokens: int, cache_format: str
 ) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from latentkv.backends.base import Plan, Request
+from latentkv.cache.batch import Batch
 from latentkv.engine.engine import Engine
+from latentkv.engine.llm import LLM
 from latentkv.engine.sampling_params import SamplingParams
+from latentkv.models import attention
 from latentkv.models.load import load_model
 from latentkv.models.model import Model
 from support.tiny_models import FAMILIES, VOCAB, Family, save_model
@@ -81,3 +86,19 @@ def test_tokens_in_a_batch_mix(
     assert generate(engine, prompts) == expected
     if "page_tokens" in options:
         assert engine.stats().reused_tokens > 0
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_deterministic_reaches_attention(deterministic: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Request] = []
+    real = attention.plan_attend
+
+    def plan_attend(request: Request, batch: Batch, *, backend: str) -> Plan:
+        seen.append(request)
+        return real(request, batch, backend=backend)
+
+    monkeypatch.setattr(attention, "plan_attend", plan_attend)
+    save_model(next(family for family in FAMILIES if family.name in CHOSEN), tmp_path)
+    llm = LLM(tmp_path, dtype="float32", deterministic=deterministic)
+    llm.generate([[1, 2, 3]], SamplingParams(temperature=0.0, max_tokens=2))
+    assert {request.deterministic for request in seen} == {deterministic}

@@ -44,6 +44,9 @@ TOLERANCES = {
     # float32 error carries it over a rounding boundary; near zero float32's own error remains. The root mean square of
     # the rounding is below 2**-9, and (2**-9)² / 2 = 1.9e-6.
     "bfloat16": Tolerance(dtype=torch.bfloat16, absolute=1e-5, relative=2**-8, cosine=1.9e-6),
+    # The same for float16, whose half step is at most 2**-11 of an element: doubled for one, and for the whole,
+    # where no element's error exceeds it but by chance, (2**-11)² / 2 = 1.2e-7.
+    "float16": Tolerance(dtype=torch.float16, absolute=1e-5, relative=2**-10, cosine=1.2e-7),
     # The error of an LSE is a weighted mean of score errors (u * sqrt(K) each, 2.7e-6) plus the logarithm's rounding,
     # u * |lse|; scores far above 1 bring an error in proportion, 16 u = 1e-6 of the LSE.
     "lse": Tolerance(dtype=torch.float32, absolute=1e-5, relative=1e-6, cosine=1e-11),

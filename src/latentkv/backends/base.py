@@ -23,6 +23,7 @@ class Request:
     kind: "mla"      queries [T, H, N+Rq] and an up-projection; output [T, H, V]
           "absorbed" queries [T, H, L+Rq] already multiplied by W_UK; output [T, H, L] (still latent)
           "kv"       queries [T, H, D] against key and value rows of G heads; output [T, H, V]
+    deterministic: the same bits whatever else is in the batch and, where the backend says so, for any threads
     rope_groups: blocks of the RoPE key; head h's query (width Rq = R / rope_groups) lies in block h*rope_groups//H
     """
 
@@ -33,6 +34,7 @@ class Request:
     query_dtype: str
     device: str
     form: Form
+    deterministic: bool = False
     kv_lora_rank: int = 0
     qk_rope_head_dim: int = 0
     qk_nope_head_dim: int = 0

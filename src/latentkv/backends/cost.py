@@ -1,29 +1,33 @@
-"""What each form of MLA costs, in floating-point operations: the arithmetic behind choosing one."""
+"""What each form of MLA costs: the arithmetic behind choosing one, with one measured factor."""
 
 from __future__ import annotations
 
 from latentkv.backends.base import Request
 
 
-def latent_flops(request: Request, *, query_len: int, context_len: int) -> int:
-    """Latent form: absorb the queries, score and sum over latents of width L, expand the outputs."""
+def latent_cost(request: Request, *, query_len: int, context_len: int, projection: float = 1.0) -> float:
+    """Latent form: absorb the queries, score and sum over latents of width L, expand the outputs.
+
+    In floating-point operations, those of the up-projections counted `projection` times: what one of them takes
+    compared with one of attention proper, on the backend that is to run it (benchmarks/bench_forms.py).
+    """
     absorb = query_len * (request.qk_nope_head_dim + request.v_head_dim) * request.kv_lora_rank
     width = request.kv_lora_rank + (request.kv_lora_rank if request.qk_nope_head_dim else 0)
     pair = width + request.qk_rope_head_dim // request.rope_groups
-    return 2 * request.num_heads * (absorb + _pairs(query_len, context_len) * pair)
+    return 2.0 * request.num_heads * (absorb * projection + _pairs(query_len, context_len) * pair)
 
 
-def head_flops(request: Request, *, query_len: int, context_len: int) -> int:
+def head_cost(request: Request, *, query_len: int, context_len: int, projection: float = 1.0) -> float:
     """Head form: expand the whole context to keys and values, then ordinary attention of width N + R and V."""
     expand = context_len * (request.qk_nope_head_dim + request.v_head_dim) * request.kv_lora_rank
     pair = request.qk_nope_head_dim + request.qk_rope_head_dim // request.rope_groups + request.v_head_dim
-    return 2 * request.num_heads * (expand + _pairs(query_len, context_len) * pair)
+    return 2.0 * request.num_heads * (expand * projection + _pairs(query_len, context_len) * pair)
 
 
-def cheaper_form(request: Request, *, query_len: int, context_len: int) -> str:
-    """ "latent" or "head", whichever takes fewer operations for one sequence."""
-    latent = latent_flops(request, query_len=query_len, context_len=context_len)
-    head = head_flops(request, query_len=query_len, context_len=context_len)
+def cheaper_form(request: Request, *, query_len: int, context_len: int, projection: float = 1.0) -> str:
+    """ "latent" or "head", whichever costs less for one sequence."""
+    latent = latent_cost(request, query_len=query_len, context_len=context_len, projection=projection)
+    head = head_cost(request, query_len=query_len, context_len=context_len, projection=projection)
     return "latent" if latent <= head else "head"
 
 

@@ -1,8 +1,8 @@
 """The ops that models call between matrix products, as plain PyTorch or from the native extension.
 
-The native functions take float32 and bfloat16 in CPU memory with an adjacent last dimension. Anything else (float16,
-another device, gradients wanted, odd strides) they hand to the reference, and count it with its reason in
-`Kernels.fallbacks`: a fallback is slower, never wrong, and never silent.
+The native functions take float32 and bfloat16 in CPU memory with an adjacent last dimension, and write cache rows
+of every format. Anything else (float16, another device, gradients wanted, odd strides) they hand to the reference, and
+count it with its reason in `Kernels.fallbacks`: a fallback is slower, never wrong, and never silent.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The native backend: the C++ kernel over float32 and bfloat16 rows in CPU memory, on the best instruction set here.
+"""The native backend: the C++ kernel over float32, bfloat16 and float16 rows in CPU memory, on the best instruction set
+here.
 
 It reads pages in place. What an item of work is and how it is computed: csrc/kernels/attention.h; the head form, which
 expands the context first: native_head.py.
@@ -22,8 +23,12 @@ from latentkv.cache.latent import LayerCache
 from latentkv.errors import StalePlanError
 from latentkv.ops.absorb import UpProjection
 
+# What an operation of the up-projections takes compared with one of attention proper: benchmarks/bench_forms.py.
+PROJECTION_COST = 2.2
 QUERY_DTYPES = ("float32", "bfloat16")
-FORMATS = ("f32", "bf16")
+FORMATS = ("f32", "bf16", "f16")
+# Floats in a vector of any instruction set at most.
+WIDEST_VECTOR = 16
 
 
 @dataclass(frozen=True)
@@ -38,16 +43,12 @@ class NativeBackend:
 
     name = "native"
 
-    def __init__(self, *, isa: str | None = None, deterministic: bool = False) -> None:
-        """`isa`: an instruction set; by default what LATENTKV_ISA forces, or else the best this CPU has.
-
-        `deterministic`: the same bits for any number of threads and any other sequences in the batch.
-        """
+    def __init__(self, *, isa: str | None = None) -> None:
+        """`isa`: an instruction set; by default what LATENTKV_ISA forces, or else the best this CPU has."""
         self.isa = isa
-        self.deterministic = deterministic
 
     def supports(self, request: Request) -> Support:
-        """CPU, float32 or bfloat16 rows and queries, and the extension."""
+        """CPU, float32 or bfloat16 queries over rows of a known format, and the extension."""
         if request.device != "cpu":
             return Support(ok=False, reason=f"runs on the CPU only, not on {request.device}")
         if request.query_dtype not in QUERY_DTYPES or request.format not in FORMATS:
@@ -56,7 +57,7 @@ class NativeBackend:
         return Support(ok=not reason, reason=reason)
 
     def plan(self, request: Request, batch: Batch) -> NativePlan:
-        """Forms by cost, and the work divided over torch's threads."""
+        """Forms by cost, and the work divided over torch's threads; a deterministic request's, not by their number."""
         forms = tuple(_form(request, *lengths) for lengths in batch.lengths)
         work = divide(
             batch.lengths,
@@ -64,7 +65,7 @@ class NativeBackend:
             heads=request.num_heads,
             groups=request.num_key_value_heads if request.kind == "kv" else 1,
             threads=torch.get_num_threads(),
-            deterministic=self.deterministic,
+            deterministic=request.deterministic,
         )
         return NativePlan(self.name, request, batch.lengths, forms, work)
 
@@ -153,11 +154,14 @@ class _Call:
                 a = project_columns(find_isa(self.isa), a, up.w_uk) if nope else None
             key, value = (request.kv_lora_rank + request.qk_rope_head_dim, 0), (-1, 0)
         dtype = query.dtype if up is None else torch.float32
-        out = torch.zeros(query.shape[0], request.num_heads, value_width, dtype=dtype)
+        tokens = query.shape[0]
+        # How the expansion orders a token's sums depends on who shares its vector: all of them are full then.
+        rows = -(-tokens // WIDEST_VECTOR) * WIDEST_VECTOR if request.deterministic and up is not None else tokens
+        out = torch.zeros(rows, request.num_heads, value_width, dtype=dtype)
         lse = torch.full(query.shape[:2], -torch.inf, dtype=torch.float32)
         work = self.plan.work
         find_isa(self.isa).attention(
-            out,
+            out[:tokens],
             lse,
             a,
             b,
@@ -173,9 +177,9 @@ class _Call:
             work.threads,
         )
         if up is not None:
-            expanded = query.new_empty(query.shape[0], request.num_heads, request.v_head_dim)
+            expanded = query.new_empty(rows, request.num_heads, request.v_head_dim)
             project_rows(find_isa(self.isa), out, up.w_uv, into=expanded)
-            out = expanded
+            out = expanded[:tokens]
         return out, lse
 
 
@@ -186,4 +190,4 @@ def _form(request: Request, query_len: int, context_len: int) -> str:
         return "latent"
     if request.form != "auto":
         return request.form
-    return cheaper_form(request, query_len=query_len, context_len=context_len)
+    return cheaper_form(request, query_len=query_len, context_len=context_len, projection=PROJECTION_COST)

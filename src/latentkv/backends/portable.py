@@ -1,7 +1,8 @@
 """The portable backend: ragged paged attention in plain PyTorch, for any size, format and device.
 
 It gathers one sequence's rows at a time and hands them to ops/attention.py in float32. Slow and simple: what the
-fast backends are compared with, and what runs when they cannot.
+fast backends are compared with, and what runs when they cannot. A sequence is computed the same way in any company, so
+that a deterministic request needs nothing more; the order of sums within one product is torch's.
 """
 
 from __future__ import annotations

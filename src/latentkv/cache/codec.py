@@ -10,13 +10,14 @@ from torch import Tensor
 from latentkv.cache.layout import RowLayout
 from latentkv.errors import ShapeError, sentence
 
-TORCH_DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+TORCH_DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def encode_rows(layout: RowLayout, parts: Mapping[str, Tensor]) -> Tensor:
     """Rows [T, row_elements] in the storage dtype from one tensor [T, elements] per part, of any float dtype.
 
-    Rounds to nearest even. Raises ShapeError when a part is missing, unknown or of the wrong width.
+    Rounds to nearest even; what float16 cannot hold, from 65520 on, becomes an infinity.
+    Raises ShapeError when a part is missing, unknown or of the wrong width.
     """
     if set(parts) != set(layout.part_names):
         raise ShapeError(sentence("row parts", expected=list(layout.part_names), got=sorted(parts)))

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from latentkv.errors import OptionError, sentence
 from latentkv.geometry import Geometry, MLAGeometry
 
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
-FORMATS = {"f32": "float32", "bf16": "bfloat16"}
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+FORMATS = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 PAGE_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 DEFAULT_PAGE_TOKENS = 64
 

@@ -34,6 +34,7 @@ class LLM:
                `tokenizer`, if text is wanted)
     dtype:     what weights are held and computed in: "float32", "bfloat16", or "auto" (by the machine's memory)
     attention: "mla" runs a GQA checkpoint as the MLA model that computes the same; "gqa" as it is
+    deterministic: of attention alone, see `latentkv.attend.attend`
 
     The other options are those of `Engine`. Raises what loading raises (ConfigError, CheckpointError,
     UnsupportedModelError, TokenizerError) and OptionError.
@@ -46,6 +47,7 @@ class LLM:
         tokenizer: Tokenizer | None = None,
         dtype: str = "auto",
         attention: Literal["mla", "gqa"] = "mla",
+        deterministic: bool = False,
         cache_format: str = "bf16",
         page_tokens: int = DEFAULT_PAGE_TOKENS,
         cache_tokens: int | None = None,
@@ -54,14 +56,14 @@ class LLM:
         prefix_cache: bool = True,
     ) -> None:
         if model is None or isinstance(model, str | Path):
-            model, loaded_tokenizer = _load(model, dtype=dtype, attention=attention)
+            model, loaded_tokenizer = _load(model, dtype=dtype, attention=attention, deterministic=deterministic)
             tokenizer = tokenizer if tokenizer is not None else loaded_tokenizer
-        elif (dtype, attention) != ("auto", "mla"):
+        elif (dtype, attention, deterministic) != ("auto", "mla", False):
             raise OptionError(
                 sentence(
-                    "dtype and attention",
-                    expected="'auto' and 'mla' for a model that is loaded already",
-                    got=f"{dtype!r} and {attention!r}",
+                    "dtype, attention and deterministic",
+                    expected="'auto', 'mla' and False for a model that is loaded already",
+                    got=f"{dtype!r}, {attention!r} and {deterministic}",
                 )
             )
         self.engine = Engine(
@@ -188,10 +190,12 @@ class _Request:
         )
 
 
-def _load(name: str | Path | None, *, dtype: str, attention: Literal["mla", "gqa"]) -> tuple[Model, Tokenizer | None]:
+def _load(
+    name: str | Path | None, *, dtype: str, attention: Literal["mla", "gqa"], deterministic: bool
+) -> tuple[Model, Tokenizer | None]:
     from latentkv.models.load import load_model
 
-    loaded = load_model(name, dtype=dtype, attention=attention)
+    loaded = load_model(name, dtype=dtype, attention=attention, deterministic=deterministic)
     return loaded.model, loaded.tokenizer
 
 

@@ -219,8 +219,18 @@ class GroupedQueryAttention:
 
 
 def _attend(query: Tensor, cache: LayerCache, step: Step, *, scale: float, up: UpProjection | None) -> Attended:
-    form = step.execution.form if up is not None else "auto"
+    execution = step.execution
+    form = execution.form if up is not None else "auto"
     if step.plan is None:
-        request = request_for(query, cache, step.batch, up=up, form=form)
-        step.plan = plan_attend(request, step.batch, backend=step.execution.backend)
-    return attend(query, cache, step.batch, scale=scale, up=up, form=form, plan=step.plan)
+        request = request_for(query, cache, step.batch, up=up, form=form, deterministic=execution.deterministic)
+        step.plan = plan_attend(request, step.batch, backend=execution.backend)
+    return attend(
+        query,
+        cache,
+        step.batch,
+        scale=scale,
+        up=up,
+        form=form,
+        deterministic=execution.deterministic,
+        plan=step.plan,
+    )

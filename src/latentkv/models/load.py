@@ -81,9 +81,10 @@ def load_model(
     *,
     dtype: str = "auto",
     weights: Weights = "auto",
-    activations: Activations = "auto",
+    activations: Activations = "float",
     attention: Attention = "mla",
     backend: str = "auto",
+    deterministic: bool = False,
     progress: Progress | None = None,
 ) -> LoadedModel:
     """Load a model: a folder, a `.gguf` file, a hub id, or (None) the default model.
@@ -92,10 +93,12 @@ def load_model(
                most half of the machine's memory and bfloat16 otherwise
     weights:   how matrices are held: "stored" leaves bfloat16 and the whole numbers of a GGUF file as they are, with
                the same values; "dtype" converts all to `dtype`; "auto" is "stored" where native kernels run
-    activations: "float" keeps activations from being rounded to int8 where they meet int8 and int4 weights
+    activations: "float", or "auto" to let kernels round activations to int8 where they meet int8 and int4 weights and
+               that is faster: then results depend a little on how requests are batched (docs/linear.md has the error)
     attention: "mla" sees a GQA or MHA checkpoint as the MLA model that computes the same function; "gqa" runs it as
                it is, and is an error for a checkpoint that has latents already
     backend:   attention backend by name, or "auto"
+    deterministic: of attention alone, see `attend`; the linear layers' sums are torch's
     progress:  called with (layers read, layers in all)
 
     Raises OptionError for an unknown option, and what `open_checkpoint` and `Model.read` raise.
@@ -119,7 +122,7 @@ def load_model(
         ModelConfig.from_dict(config),
         dtype=resolve_dtype(dtype, source),
         keep_stored=weights == "stored" or (weights == "auto" and kernels.name != "portable"),
-        execution=Execution(kernels, backend=backend),
+        execution=Execution(kernels, backend=backend, deterministic=deterministic),
         progress=progress,
     )
     return LoadedModel(loaded, checkpoint.tokenizer, checkpoint.files, original)

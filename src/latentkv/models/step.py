@@ -13,11 +13,15 @@ from latentkv.cache.batch import Batch
 
 @dataclass(frozen=True)
 class Execution:
-    """Who computes: the attention backend by name, the form MLA takes, and the kernels for everything else."""
+    """Who computes: the attention backend by name, the form MLA takes, and the kernels for everything else.
+
+    deterministic: of attention alone, see `attend`
+    """
 
     kernels: Kernels
     backend: str = "auto"
     form: Form = "auto"
+    deterministic: bool = False
 
 
 @dataclass

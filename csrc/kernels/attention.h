@@ -159,11 +159,33 @@ class AttentionWorker {
   std::int64_t seen_[kRows], seen_by_all_ = 0, end_ = 0;
 };
 
-// `use` with the worker that suits these rows, as a template argument.
+// Tiles for the items that fill them, vectors for the others: by an item's own rows, whatever else the batch holds.
+class TileOrVectorWorker {
+  using ByVectors = AttentionWorker<16, bf16, VectorEngine<16>>;
+  using ByTiles = AttentionWorker<16, bf16, TileEngine>;
+
+ public:
+  TileOrVectorWorker(const AttentionParams& p, float* memory)
+      : vectors_(p, memory), tiles_(p, memory + ByVectors::floats(p)) {}
+
+  static std::int64_t floats(const AttentionParams& p) { return ByVectors::floats(p) + ByTiles::floats(p); }
+
+  void run(const AttentionItem& item) {
+    item.row_count < TileChunk::kLeastRows ? vectors_.run(item) : tiles_.run(item);
+  }
+
+  void run(const AttentionMerge& merge, std::int64_t row) { vectors_.run(merge, row); }
+
+ private:
+  ByVectors vectors_;
+  ByTiles tiles_;
+};
+
+// `use` with the worker for these rows as its template argument.
 template <int W, typename Use>
 auto with_worker(const AttentionParams& p, Use use) {
   if constexpr (kHasTiles) {
-    if (TileChunk::suits(p)) return use.template operator()<AttentionWorker<W, bf16, TileEngine>>();
+    if (TileChunk::suits(p)) return use.template operator()<TileOrVectorWorker>();
   }
   switch (p.row_dtype) {
     case DType::bf16: return use.template operator()<AttentionWorker<W, bf16, VectorEngine<W>>>();

@@ -11,7 +11,6 @@
 
 namespace latentkv::LATENTKV_ISA {
 
-static int PA = getenv("PA")?atoi(getenv("PA")):60, PB = getenv("PB")?atoi(getenv("PB")):40;
 class TileChunk {
   static constexpr int W = 16;
   using S = Simd<W>;
@@ -21,6 +20,9 @@ class TileChunk {
   static constexpr std::int64_t kTokens = 64;
   static constexpr std::int64_t kTokenTiles = kTokens / kTileRows;
   static constexpr std::int64_t kTokenSteps = kTokens / kTileDepth;
+
+  // Fewer rows would leave most of a tile empty, and wait for memory all the same.
+  static constexpr std::int64_t kLeastRows = 3;
 
   static bool suits(const AttentionParams& p) {
     return p.row_dtype == DType::bf16 && p.key_width % kTileDepth == 0 && p.value_width % kTileDepth == 0;
@@ -46,7 +48,7 @@ class TileChunk {
   void dot(const TileQuery& query, const char* const* rows, std::int64_t count, std::int64_t first,
            std::int64_t width, Ahead& ahead) {
     find_keys(rows, count, first, width);
-    ahead.spread(PA, query.row_tiles() * (width / kTileDepth) * query.terms());
+    ahead.spread(kAskedByDot, query.row_tiles() * (width / kTileDepth) * query.terms());
     for (std::int64_t tile = 0; tile < query.row_tiles(); ++tile) {
       query.terms() == 1 ? dot_tile<1>(query, tile, width, ahead) : dot_tile<TileQuery::kTerms>(query, tile, width, ahead);
       scale(count, tile * kTileRows);
@@ -60,13 +62,12 @@ class TileChunk {
     for (std::int64_t tile = 0; tile < row_tiles; ++tile) cut_weights(tile, count);
     shrink_rows(result, row_count);
     const std::int64_t steps = (count + kTileDepth - 1) / kTileDepth;
-    const int pa=PB, pb=100-PA-PB;
     const std::int64_t strips = (width + kStrip - 1) / kStrip;
     for (std::int64_t d = 0; d < width; d += kStrip) {
       const std::int64_t columns = width - d < kStrip ? width - d : kStrip;
-      ahead.spread(pa, strips * kTokens / 2);
+      ahead.spread(kAskedByPairs, strips * kTokens / 2);
       pair_values(rows, count, first + d, columns, ahead);
-      ahead.spread(pb, strips * ((row_tiles * 4 + 3) / 4) * steps * 3);
+      ahead.spread(100 - kAskedByDot - kAskedByPairs, strips * row_tiles * steps * kTerms);
       sum_strip(result.at(0, d), row_tiles, columns / W, steps, ahead);
     }
   }
@@ -76,6 +77,9 @@ class TileChunk {
   static constexpr std::int64_t kTerms = TileQuery::kTerms;
   static constexpr std::int64_t kWeightWords = TileQuery::kMostRowTiles * kTokenSteps * kTerms * kTileWords;
   static constexpr std::int64_t kValueWords = kTokenSteps * (kStrip / W) * kTileWords;
+
+  // Percent of the next chunk's lines asked for in each part; the sums ask for the others.
+  static constexpr std::int64_t kAskedByDot = 40, kAskedByPairs = 20;
 
   struct Keys {
     const char* data;

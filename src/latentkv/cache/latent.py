@@ -20,8 +20,10 @@ from latentkv.errors import OptionError, sentence
 class LayerCache:
     """One layer's pages.
 
-    rows: [pages, page_tokens, row_elements] in the layout's storage dtype; a view of the cache, written in place.
+    rows: [pages, page_tokens, storage_elements] in the layout's storage dtype; a view of the cache, written in place.
           Reading takes any strides; writing needs pages without gaps.
+
+    Where the layout is `rotated`, latents are written and read as they are stored, that is rotated.
     """
 
     rows: Tensor
@@ -34,7 +36,7 @@ class LayerCache:
 
     def write(self, slots: Tensor, parts: Mapping[str, Tensor]) -> None:
         """Encode one tensor [T, elements] per row part and store row t at slots[t] ([T] int64). Mutates the cache."""
-        self.rows.view(-1, self.layout.row_elements)[slots] = encode_rows(self.layout, parts)
+        self.rows.view(-1, self.layout.storage_elements)[slots] = encode_rows(self.layout, parts)
 
     def read(self, slots: Tensor) -> dict[str, Tensor]:
         """The rows at slots [S] int64, decoded: one float32 tensor [S, elements] per part."""
@@ -44,7 +46,7 @@ class LayerCache:
 class LatentCache:
     """`num_pages` pages for every layer of a model, allocated at once and never grown.
 
-    storage: [layers, pages, page_tokens, row_elements], uninitialised: nothing may read a row before it is written
+    storage: [layers, pages, page_tokens, storage_elements], uninitialised: nothing may read a row before it is written
     """
 
     def __init__(self, layout: CacheLayout, num_pages: int, *, device: torch.device | str = "cpu") -> None:
@@ -53,7 +55,7 @@ class LatentCache:
         self.layout = layout
         self.num_pages = num_pages
         self.storage = torch.empty(
-            (layout.num_hidden_layers, num_pages, layout.page_tokens, layout.row.row_elements),
+            (layout.num_hidden_layers, num_pages, layout.page_tokens, layout.row.storage_elements),
             dtype=TORCH_DTYPE[layout.row.storage_dtype],
             device=device,
         )

@@ -5,12 +5,14 @@ from __future__ import annotations
 import click
 
 import latentkv
+from latentkv.cli.bench import bench
 from latentkv.cli.chat import chat
 from latentkv.cli.convert import convert
 from latentkv.cli.doctor import doctor
 from latentkv.cli.generate import generate
 from latentkv.cli.inspect import inspect
 from latentkv.cli.program import Program, RunOptions
+from latentkv.cli.quantize import quantize
 
 
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
@@ -23,8 +25,10 @@ def main(options: RunOptions | None, *, traceback: bool) -> None:
         options.traceback = traceback
 
 
+main.add_command(bench)
 main.add_command(chat)
 main.add_command(convert)
 main.add_command(doctor)
 main.add_command(generate)
 main.add_command(inspect)
+main.add_command(quantize)

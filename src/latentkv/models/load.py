@@ -20,9 +20,10 @@ from latentkv.models.exact_mla import ExactMLASource, exact_mla_config
 from latentkv.models.gguf_config import config_from_gguf
 from latentkv.models.locate import ModelFiles, find_model
 from latentkv.models.model import Model
+from latentkv.models.quantized_format import is_quantized
 from latentkv.models.step import Execution
 from latentkv.models.tokenizer import Tokenizer
-from latentkv.models.weights import GGUFFile, GGUFSource, SafetensorsSource, WeightSource
+from latentkv.models.weights import GGUFFile, GGUFSource, QuantizedSource, SafetensorsSource, WeightSource
 
 Attention = Literal["mla", "gqa"]
 Weights = Literal["auto", "stored", "dtype"]
@@ -68,7 +69,7 @@ def open_checkpoint(model: str | Path | None = None) -> Checkpoint:
         config, source, tokenizer = config_from_gguf(file), GGUFSource(file), Tokenizer.from_gguf(file)
     else:
         config = read_config(files.path / "config.json")
-        source = SafetensorsSource(files.path)
+        source = QuantizedSource(files.path) if is_quantized(config) else SafetensorsSource(files.path)
         has_tokenizer = (files.path / "tokenizer.json").is_file()
         tokenizer = Tokenizer.from_folder(files.path) if has_tokenizer else None
     if tokenizer is not None and tokenizer.eos_token_ids:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from latentkv.errors import CheckpointError, sentence
 from latentkv.geometry import MLAGeometry, from_config
+from latentkv.models.weights import Storage
 from latentkv.ops.quantized import GroupedWeight
 
 # 198M parameters, the latent, RoPE and head sizes of the large models.
@@ -66,6 +67,10 @@ class RandomSource:
         """None: these are floats."""
         self._tensor(name)
         return None
+
+    def storage(self, name: str) -> Storage:
+        """In memory already, as a mapped file's tensors may be: it takes no more when the model is read."""
+        return Storage(self._tensor(name).dtype, is_mapped=True)
 
     def _tensor(self, name: str) -> Tensor:
         try:

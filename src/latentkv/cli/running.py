@@ -38,7 +38,13 @@ def load(model: str | None, options: EngineOptions) -> Running:
         from latentkv.engine.llm import LLM
         from latentkv.models.load import load_model
 
-        loaded = load_model(model, dtype=options.dtype, attention=options.attention, progress=progress)
+        loaded = load_model(
+            model,
+            dtype=options.dtype,
+            attention=options.attention,
+            memory_bytes=options.memory_bytes,
+            progress=progress,
+        )
         llm = LLM(
             loaded.model,
             tokenizer=loaded.tokenizer,

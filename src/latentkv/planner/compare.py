@@ -45,9 +45,9 @@ def compare(model: Model, other: Model, *, format: str, other_format: str = PLAI
     own = footprint(model.layers, format=format).bytes_per_token
     sizes = [(f"both in {other_format}", footprint(model.layers, format=other_format).bytes_per_token)]
     sizes += _coded_steps(model, format)
-    sizes.append((f"{format} as stored", own))
-    if format == other_format:
-        sizes = sizes[:1]
+    if format != other_format:
+        scales = f"+ {own - sizes[-1][1]:,} B of scales: " if len(sizes) > 1 else ""
+        sizes.append((f"{scales}{format} as stored", own))
     steps = tuple(Step(label, size, size / base) for label, size in sizes)
     return Comparison(model.name, format, other.name, other_format, base, steps)
 

@@ -20,11 +20,18 @@ POINTS_PER_DOUBLING = 2
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """One line of a plot: `values[i]` at a context of `contexts[i]` tokens."""
+    """A line of a plot: `values[i]` at a context of `contexts[i]` tokens, for `of` (a model or twin) in `format`."""
 
-    label: str
+    of: str
+    format: str
     contexts: tuple[int, ...]
     values: tuple[int, ...]
+    twin: bool = False
+
+    @property
+    def label(self) -> str:
+        """ "DeepSeek-V3, bf16"."""
+        return f"{self.of}, {self.format}"
 
 
 def contexts_up_to(longest_tokens: int) -> tuple[int, ...]:
@@ -43,16 +50,12 @@ def cache_curves(
 ) -> tuple[Curve, ...]:
     """Bytes of one sequence against its context; with the MHA, GQA and MQA of the first model's heads if asked."""
     contexts = contexts_up_to(longest_tokens)
-    curves = [
-        _cache_curve(_label(model, format), model, format, page_tokens, contexts)
-        for model in models
-        for format in formats
-    ]
+    curves = [_cache_curve(model, format, page_tokens, contexts) for model in models for format in formats]
     if with_twins and models[0].uniform:
         for geometry in twins(models[0].geometry):
-            twin = replace(models[0], layers=(replace(models[0].layers[0], geometry=geometry),))
-            label = f"as {attention_name(geometry)}, {formats[0]}"
-            curves.append(_cache_curve(label, twin, formats[0], page_tokens, contexts))
+            layers = (replace(models[0].layers[0], geometry=geometry),)
+            twin = replace(models[0], name=f"as {attention_name(geometry)}", layers=layers)
+            curves.append(replace(_cache_curve(twin, formats[0], page_tokens, contexts), twin=True))
     return tuple(curves)
 
 
@@ -71,14 +74,22 @@ def user_curves(
         for format in formats:
             served = replace(deployment, format=format)
             users = [most_users(model, served, memory_bytes=memory_bytes, context_tokens=tokens) for tokens in contexts]
-            curves.append(Curve(_label(model, format), contexts, tuple(users)))
+            curves.append(Curve(_short_name(model), format, contexts, tuple(users)))
     return tuple(curves)
 
 
-def _cache_curve(label: str, model: Model, format: str, page_tokens: int, contexts: tuple[int, ...]) -> Curve:
+def merged(curves: Sequence[Curve]) -> tuple[Curve, ...]:
+    """The curves, those of one model with equal values as one ("fp8 = int8"): a line cannot be seen behind another."""
+    formats: dict[tuple[str, tuple[int, ...]], list[Curve]] = {}
+    for curve in curves:
+        formats.setdefault((curve.of, curve.values), []).append(curve)
+    return tuple(replace(same[0], format=" = ".join(curve.format for curve in same)) for same in formats.values())
+
+
+def _cache_curve(model: Model, format: str, page_tokens: int, contexts: tuple[int, ...]) -> Curve:
     cache = footprint(model.layers, format=format, page_tokens=page_tokens)
-    return Curve(label, contexts, tuple(cache.sequence_bytes(tokens) for tokens in contexts))
+    return Curve(_short_name(model), format, contexts, tuple(cache.sequence_bytes(tokens) for tokens in contexts))
 
 
-def _label(model: Model, format: str) -> str:
-    return f"{model.name.rpartition('/')[2]}, {format}"
+def _short_name(model: Model) -> str:
+    return model.name.rpartition("/")[2]

@@ -16,7 +16,7 @@ from latentkv.errors import ConfigError, UnsupportedModelError, sentence
 from latentkv.geometry import Geometry, from_config
 from latentkv.geometry_fields import Fields, language_model_fields, optional_size
 from latentkv.geometry_refusals import PLAIN_LAYERS, SINKS, SWITCHES
-from latentkv.planner.schedule import FULL, LINEAR, SCHEDULE_FIELDS, WINDOW, indexed_layers, layer_kinds, stored_layers
+from latentkv.planner.schedule import LINEAR, SCHEDULE_FIELDS, WINDOW, indexed_layers, layer_kinds, stored_layers
 
 INDEX_FIELDS = ("index_topk", "index_n_heads", "index_head_dim")
 SHARING_FIELDS = ("num_kv_shared_layers", "use_cla")
@@ -162,6 +162,3 @@ def _state_bytes(fields: Fields) -> int | None:
     kernel, heads, value_dim, key_heads, key_dim = sizes
     recurrent = heads * key_dim * value_dim * STATE_BYTES
     return recurrent + (kernel - 1) * (2 * key_heads * key_dim + heads * value_dim) * CONVOLUTION_BYTES
-
-
-__all__ = ["FULL", "LINEAR", "WINDOW", "CachedLayers", "attention_name", "cached_layers"]

@@ -61,10 +61,10 @@ def in_gb_and_gib(size_bytes: int) -> str:
 
 
 def short(value: float) -> str:
-    """A number with about four figures: 1,234 · 123.4 · 12.34 · 0.1234."""
+    """A number with about four figures: 1,234 · 123.4 · 12.34 · 0.123."""
     if value >= 1000:
         return f"{value:,.0f}"
-    return f"{value:.1f}" if value >= 100 else f"{value:.2f}" if value >= 1 else f"{value:.3g}"
+    return f"{value:.1f}" if value >= 100 else f"{value:.2f}" if value >= 1 else f"{value:.3f}"
 
 
 def _split(text: str, name: str, *, expected: str) -> tuple[str, str]:

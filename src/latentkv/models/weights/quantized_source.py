@@ -11,6 +11,7 @@ from torch import Tensor
 from latentkv.errors import CheckpointError, sentence
 from latentkv.models.quantized_format import CODES, MINIMA, SCALES, SHAPE, SUFFIXES
 from latentkv.models.weights.safetensors_source import SafetensorsSource
+from latentkv.models.weights.source import Storage
 from latentkv.ops.quantized import GROUPS, PANEL_OUTPUTS, SCALE_DTYPES, GroupedWeight, padded_rows
 
 # How many inputs of one output a packed step of four bytes holds, by the dtype of the codes.
@@ -54,6 +55,13 @@ class QuantizedSource:
         if name not in self._grouped:
             self._files.shape(name)
         return self._grouped.get(name)
+
+    def storage(self, name: str) -> Storage:
+        """Mapped; a quantised matrix only as it is stored."""
+        if name in self._grouped:
+            size_bytes = self._grouped[name].size_bytes
+            return Storage(torch.float32, is_mapped=False, grouped_bytes=size_bytes, is_grouped_mapped=True)
+        return self._files.storage(name)
 
     def _open(self, name: str) -> GroupedWeight:
         codes, scales = self._part(name, CODES), self._part(name, SCALES)

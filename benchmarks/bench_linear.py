@@ -5,7 +5,7 @@ the share is of the read rate. Many rows are bound by the multipliers: the share
 int8 dot products may pass. Measurements take turns with the ceilings; `best` is the fastest of all: on a shared
 machine it tells the kernel, while the median tells the machine.
 
-    python benchmarks/bench_linear.py [--isa avx2] [--threads 2] [--repeats 7] [--only int4]
+    python benchmarks/bench_linear.py [--isa avx2] [--threads 2] [--repeats 7] [--only int4] [--threads 1 --cpu-time]
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class Case:
     read_bytes: float
     times: list[float] = field(default_factory=list)
 
-    def measure(self) -> None:
+    def measure(self, clock: Callable[[], float]) -> None:
         """Run once and keep the time."""
-        start = time.perf_counter()
+        start = clock()
         self.call()
-        self.times.append(time.perf_counter() - start)
+        self.times.append(clock() - start)
 
 
 def random_weight(format: str, shape: tuple[int, int]) -> Weight:
@@ -169,14 +169,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--only", default="", help="labels that hold this: bf16, f32, int8, int4, torch")
+    parser.add_argument("--cpu-time", action="store_true", help="one thread's own time, on a machine that others share")
     options = parser.parse_args()
+    clock = time.thread_time if options.cpu_time else time.perf_counter
     torch.set_num_threads(options.threads)
     isa = find_isa(options.isa)
-    found, ceiling = cases(options.isa, options.only), Ceilings(isa, options.threads)
+    found, ceiling = cases(options.isa, options.only), Ceilings(isa, options.threads, clock)
     for _ in range(options.repeats + 1):
         for case in found:
             ceiling.sample()
-            case.measure()
+            case.measure(clock)
     for case in found:
         case.times.pop(0)  # the first touches the memory
     rows = report(found, ceiling)

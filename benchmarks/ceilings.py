@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,20 +20,21 @@ READ_BYTES = 256 * 2**20
 class Ceilings:
     """The fastest fp32 multiply-add and read rates seen so far; `sample` is called beside each measurement."""
 
-    def __init__(self, isa: Isa, threads: int) -> None:
+    def __init__(self, isa: Isa, threads: int, clock: Callable[[], float] = time.perf_counter) -> None:
         self.isa = isa
         self.threads = threads
+        self.clock = clock
         self.gflops = 0.0
         self.read_gbs = 0.0
         self._memory = torch.zeros(READ_BYTES // 4)
 
     def sample(self) -> tuple[float, float]:
         """Measure both once more: GFLOP/s and GB/s of this moment."""
-        start = time.perf_counter()
+        start = self.clock()
         flops = self.isa.fma_burst(FMA_ROUNDS, self.threads)
-        gflops = flops / (time.perf_counter() - start) / 1e9
-        start = time.perf_counter()
+        gflops = flops / (self.clock() - start) / 1e9
+        start = self.clock()
         self.isa.read_burst(self._memory, self.threads)
-        read_gbs = READ_BYTES / (time.perf_counter() - start) / 1e9
+        read_gbs = READ_BYTES / (self.clock() - start) / 1e9
         self.gflops, self.read_gbs = max(self.gflops, gflops), max(self.read_gbs, read_gbs)
         return gflops, read_gbs

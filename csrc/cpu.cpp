@@ -3,6 +3,10 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace latentkv {
 namespace {
@@ -88,11 +92,26 @@ std::uint32_t detect() { return 0; }
 
 #endif
 
+// Documentation/arch/x86/xstate.rst of Linux: features with large registers have to be requested.
+bool request_tiles() {
+#if defined(__x86_64__) && defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
 }  // namespace
 
 std::uint32_t cpu_bits() {
   static const std::uint32_t bits = detect();
   return bits;
+}
+
+bool may_use_tiles() {
+  static const bool permitted = request_tiles();
+  return permitted;
 }
 
 std::vector<std::string> cpu_flags() {

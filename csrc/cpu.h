@@ -26,9 +26,12 @@ enum Cpu : std::uint32_t {
   kNeon = 1u << 14,
 };
 
-// What may be used: the CPU has it and the operating system saves its registers. (AMX also needs the kernel's permission,
-// asked for once per process; these bits do not ask.)
+// What may be used: the CPU has it and the operating system saves its registers. AMX also needs the kernel's permission,
+// which these bits do not ask for.
 std::uint32_t cpu_bits();
+
+// Asks the kernel, once, to let this process use AMX's tile registers: false when it does not.
+bool may_use_tiles();
 
 // The same as names, for people.
 std::vector<std::string> cpu_flags();

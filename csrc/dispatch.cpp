@@ -14,10 +14,16 @@ extern const Kernels kernels;
 namespace avx2w16 {
 extern const Kernels kernels;
 }
+namespace avx2tile {
+extern const Kernels kernels;
+}
 namespace avx512 {
 extern const Kernels kernels;
 }
 namespace avx512vnni {
+extern const Kernels kernels;
+}
+namespace amx {
 extern const Kernels kernels;
 }
 #endif
@@ -26,9 +32,10 @@ namespace {
 
 constexpr std::uint32_t kAvx512 = kAvx2 | kFma | kF16c | kAvx512f | kAvx512bw | kAvx512vl | kAvx512dq;
 
-// The first that the CPU has is the default. avx2w16 stands after baseline and so is never the default.
+// The first that the CPU has is the default. Those for tests stand after baseline and so are never the default.
 constexpr Isa kIsas[] = {
 #if defined(__x86_64__)
+    {"amx", kAvx512 | kAvx512Vnni | kAvx512Bf16 | kAmxTile | kAmxBf16, &amx::kernels},
     {"avx512vnni", kAvx512 | kAvx512Vnni, &avx512vnni::kernels},
     {"avx512", kAvx512, &avx512::kernels},
     {"avx2", kAvx2 | kFma | kF16c, &avx2::kernels},
@@ -36,6 +43,7 @@ constexpr Isa kIsas[] = {
     {"baseline", 0, &baseline::kernels},
 #if defined(__x86_64__)
     {"avx2w16", kAvx2 | kFma | kF16c, &avx2w16::kernels},
+    {"avx2tile", kAvx2 | kFma | kF16c, &avx2tile::kernels},
 #endif
 };
 
@@ -43,6 +51,8 @@ constexpr Isa kIsas[] = {
 
 std::span<const Isa> built_isas() { return kIsas; }
 
-bool runs_here(const Isa& isa) { return (cpu_bits() & isa.needs) == isa.needs; }
+bool runs_here(const Isa& isa) {
+  return (cpu_bits() & isa.needs) == isa.needs && (!(isa.needs & kAmxTile) || may_use_tiles());
+}
 
 }  // namespace latentkv

@@ -17,7 +17,7 @@ struct Isa {
 // All that were built; the first that runs here is the default.
 std::span<const Isa> built_isas();
 
-// Whether this CPU has all that `isa` needs.
+// Whether this CPU has all that `isa` needs and the operating system allows it.
 bool runs_here(const Isa& isa);
 
 }  // namespace latentkv

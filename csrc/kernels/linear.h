@@ -1,8 +1,8 @@
 // Linear maps: any number of rows, weights in f32, bf16, int8 and int4, several maps in one call (that share an input, or
 // one for each expert). Reference: src/latentkv/ops/linear.py.
 //
-// Every call has two phases, in one parallel region: the rows of x are prepared as their path wants them (linear_input.h),
-// then items of work, some outputs of one job each, go to whichever thread is free. No sum depends on who computes it.
+// Every call has two phases: the rows of x are prepared as their path wants them (linear_input.h); then, in the same parallel
+// region, items of work, some outputs of one job each, go to whichever thread is free. No sum depends on who computes it.
 #pragma once
 
 #include <omp.h>
@@ -18,6 +18,7 @@ namespace latentkv::LATENTKV_ISA {
 constexpr std::int64_t kItemBytes = 1 << 16;
 // Below this many multiplications one core is done before a second has woken up.
 constexpr std::int64_t kParallelProducts = 1 << 16;
+constexpr std::int64_t kSharedInput = 1 << 14;
 
 struct JobPlan {
   Path path;
@@ -28,7 +29,8 @@ struct JobPlan {
 
 template <int W>
 Path path_of(const LinearJob& job, bool integer) {
-  const bool few = job.x.rows <= kStreamRows, dots = integer && is_grouped(*job.weight);
+  const bool grouped = is_grouped(*job.weight), dots = integer && grouped;
+  const bool few = job.x.rows <= (grouped ? kStreamRows : kFloatStreamRows);
   if (few) return dots && Dot<W>::kStreams ? Path::dot_stream : Path::stream;
   return dots && Dot<W>::kTiles ? Path::dot_tiles : Path::tiles;
 }
@@ -55,6 +57,7 @@ class LinearPlan {
       plan.item_outputs = item_outputs(job, plan.path);
       plan.item_count = job.x.rows == 0 ? 0 : (job.weight->rows + plan.item_outputs - 1) / plan.item_outputs;
       input_rows_ += plan.input_rows;
+      input_elements_ += plan.input_rows * job.x.cols;
       items_ += plan.item_count;
       products_ += job.x.rows * job.weight->rows * job.x.cols;
       sums_ = larger(sums_, padded(job.x.rows * plan.item_outputs, 16));
@@ -64,6 +67,8 @@ class LinearPlan {
   }
 
   std::int64_t input_rows() const { return input_rows_; }
+  // Whether all threads should prepare x: then they have to wait for each other before the first item.
+  bool prepares_together() const { return input_elements_ > kSharedInput; }
   std::int64_t items() const { return items_; }
   std::int64_t sums() const { return sums_; }
   int threads() const {
@@ -95,7 +100,7 @@ class LinearPlan {
   }
 
   const LinearParams& p_;
-  std::int64_t bytes_ = 0, input_rows_ = 0, items_ = 0, products_ = 0, sums_ = 0;
+  std::int64_t bytes_ = 0, input_rows_ = 0, input_elements_ = 0, items_ = 0, products_ = 0, sums_ = 0;
 };
 
 // One job's part of a call: what an item does.
@@ -131,23 +136,39 @@ class LinearItem {
   }
 
   void stream(const LinearWeight& weight, const Outputs& out) const {
-    switch (job_.x.rows) {
-      case 1: return stream_rows<1>(weight, out);
-      case 2: return stream_rows<2>(weight, out);
-      case 3: return stream_rows<3>(weight, out);
-      default: return stream_rows<4>(weight, out);
+    constexpr std::int64_t kMost = W == 16 ? 6 : 4;
+    const std::int64_t rows = job_.x.rows, tiles = (rows + kMost - 1) / kMost;
+    for (std::int64_t tile = 0; tile < tiles; ++tile) {
+      const std::int64_t first = tile * rows / tiles, count = (tile + 1) * rows / tiles - first;
+      const auto* x = reinterpret_cast<const float*>(x_) + first * stream_stride<W>(job_.x.cols);
+      const Outputs part{out.first, out.count, out.values + first * out.stride, out.stride};
+      switch (count) {
+        case 1: stream_rows<1>(weight, x, part); break;
+        case 2: stream_rows<2>(weight, x, part); break;
+        case 3: stream_rows<3>(weight, x, part); break;
+        case 4: stream_rows<4>(weight, x, part); break;
+        case 5: stream_floats<5>(weight, x, part); break;
+        default: stream_floats<6>(weight, x, part);
+      }
     }
   }
 
   template <int Rows>
-  void stream_rows(const LinearWeight& weight, const Outputs& out) const {
-    const auto* x = reinterpret_cast<const float*>(x_);
-    const std::int64_t stride = stream_stride<W>(job_.x.cols);
-    const bool f32 = weight.format == WeightFormat::f32;
+  void stream_rows(const LinearWeight& weight, const float* x, const Outputs& out) const {
     if (is_grouped(weight)) {
-      code_stream<W, Rows>(weight, x, stride, out);
+      code_stream<W, Rows>(weight, x, stream_stride<W>(job_.x.cols), out);
     } else {
-      f32 ? RowStream<W, Rows, float>(weight, x, stride).run(out) : RowStream<W, Rows, bf16>(weight, x, stride).run(out);
+      stream_floats<Rows>(weight, x, out);
+    }
+  }
+
+  template <int Rows>
+  void stream_floats(const LinearWeight& weight, const float* x, const Outputs& out) const {
+    const std::int64_t stride = stream_stride<W>(job_.x.cols);
+    if (weight.format == WeightFormat::f32) {
+      RowStream<W, Rows, float>(weight, x, stride).run(out);
+    } else {
+      RowStream<W, Rows, bf16>(weight, x, stride).run(out);
     }
   }
 
@@ -206,16 +227,19 @@ void linear(const LinearParams& p) {
     LinearItem<W>(p.jobs[job], plans[job], p.scratch, plan.thread_memory(thread), plan.sums())
         .run(item - plans[job].first_item);
   };
-  if (plan.threads() == 1) {
-    for (std::int64_t unit = 0; unit < plan.input_rows(); ++unit) prepare(unit);
+  const bool alone = plan.threads() == 1, together = !alone && plan.prepares_together();
+  for (std::int64_t unit = 0; !together && unit < plan.input_rows(); ++unit) prepare(unit);
+  if (alone) {
     for (std::int64_t item = 0; item < plan.items(); ++item) run(item, 0);
     return;
   }
 #pragma omp parallel num_threads(plan.threads())
   {
+    if (together) {
 #pragma omp for schedule(static)
-    for (std::int64_t unit = 0; unit < plan.input_rows(); ++unit) prepare(unit);
-#pragma omp for schedule(dynamic, 1)
+      for (std::int64_t unit = 0; unit < plan.input_rows(); ++unit) prepare(unit);
+    }
+#pragma omp for schedule(dynamic, 1) nowait
     for (std::int64_t item = 0; item < plan.items(); ++item) run(item, omp_get_thread_num());
   }
 }

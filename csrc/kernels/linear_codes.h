@@ -74,12 +74,15 @@ class CodePanel {
     if (weight_.format == WeightFormat::int8) {
       for (std::int64_t k = 0; k < weight_.group; k += 4) {
         const U four = bytes(first + k);
+#pragma GCC unroll 4
         for (int byte = 0; byte < 4; ++byte) one(k, byte, (I)(four << (24 - 8 * byte)) >> 24);
       }
     } else {
       for (std::int64_t k = 0; k < weight_.group; k += 8) {
         const U eight = bytes(first + k);
+#pragma GCC unroll 4
         for (int byte = 0; byte < 4; ++byte) one(k, byte, (I)(eight >> 8 * byte & 15u));
+#pragma GCC unroll 4
         for (int byte = 0; byte < 4; ++byte) one(k + 4, byte, (I)(eight >> (8 * byte + 4) & 15u));
       }
     }

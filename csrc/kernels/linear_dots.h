@@ -26,13 +26,16 @@ struct DotTile {
     F acc[Rows][kVectors] = {};
     for (std::int64_t g = 0; g < weight.cols / weight.group; ++g) {
       I sums[Rows][kVectors];
+#pragma GCC unroll 8
       for (int r = 0; r < Rows; ++r) {
         for (int v = 0; v < kVectors; ++v) sums[r][v] = -dot_zero<W>(weight) * x[r].code_sums[g] - I{};
       }
       weight.format == WeightFormat::int8 ? group8<Rows>(panels, g * weight.group, weight.group, x, sums)
                                           : group4<Rows>(panels, g * weight.group, weight.group, x, sums);
+#pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) {
         const F scale = panels[v].scale(g);
+#pragma GCC unroll 8
         for (int r = 0; r < Rows; ++r) {
           acc[r][v] = S::fma(__builtin_convertvector(sums[r][v], F), scale * S::broadcast(x[r].scales[g]), acc[r][v]);
         }
@@ -41,6 +44,7 @@ struct DotTile {
         for (int r = 0; r < Rows; ++r) acc[r][v] = S::fma(least, S::broadcast(x[r].sums[g]), acc[r][v]);
       }
     }
+#pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
       for (int v = 0; v < kVectors; ++v) S::store(values + r * stride + v * W, acc[r][v]);
     }
@@ -52,6 +56,7 @@ struct DotTile {
     for (std::int64_t k = first; k < first + count; k += 4) {
       typename D::U codes[kVectors];
       for (int v = 0; v < kVectors; ++v) codes[v] = panels[v].bytes(k);
+#pragma GCC unroll 8
       for (int r = 0; r < Rows; ++r) {
         const auto four = D::broadcast(x[r].codes + k);
         for (int v = 0; v < kVectors; ++v) sums[r][v] = D::add8(sums[r][v], codes[v], four);
@@ -64,11 +69,13 @@ struct DotTile {
                                             const CodeRow* x, I (*sums)[kVectors]) {
     for (std::int64_t k = first; k < first + count; k += 8) {
       typename D::U low[kVectors], high[kVectors];
+#pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) {
         const auto codes = panels[v].bytes(k);
         low[v] = panels[v].low(codes);
         high[v] = panels[v].high(codes);
       }
+#pragma GCC unroll 8
       for (int r = 0; r < Rows; ++r) {
         const auto four = D::broadcast(x[r].codes + k), next = D::broadcast(x[r].codes + k + 4);
         for (int v = 0; v < kVectors; ++v) sums[r][v] = D::add4(sums[r][v], low[v], four);

@@ -1,4 +1,5 @@
-// A few rows of x: every weight is read once, straight from memory, and used for all rows. Bound by the memory's speed.
+// A few rows of x: every weight is read once, straight from memory, and used for all rows. Bound by the memory's speed; up to
+// some rows more, float weights are used so too, several times while they are in the second cache.
 // All functions compute rows x[Rows] against outputs first ... first + count - 1, into values[row * stride + output - first].
 #pragma once
 
@@ -24,9 +25,9 @@ template <int W, int Rows, typename T>
 class RowStream {
   using S = Simd<W>;
   using F = typename S::F;
-  static constexpr int kOutputs = Rows <= 2 ? 4 : 2;
-  // Independent sums for one row and output; eight in all keep both multipliers busy.
-  static constexpr int kSums = 8 / (kOutputs * Rows) > 1 ? 2 : 1;
+  // As many sums as registers hold beside the weights and one vector of x; eight of them keep both multipliers busy.
+  static constexpr int kOutputs = Rows <= 2 ? 4 : W == 16 ? 4 : 3;
+  static constexpr int kSums = kOutputs * Rows < 8 ? 2 : 1;
   static constexpr bool kPairs = sizeof(T) == 2;
 
  public:
@@ -57,10 +58,12 @@ class RowStream {
     std::int64_t k = 0;
     for (; k + 2 * W <= cols; k += 2 * W) {
       const T* ahead = k + kAhead < cols ? rows[0] + k + kAhead : next + (k + kAhead - cols);
+#pragma GCC unroll 8
       for (int o = 0; o < kOutputs; ++o) {
         __builtin_prefetch(ahead + o * ahead_stride);
         F even, odd;
         load(rows[o] + k, even, odd);
+#pragma GCC unroll 8
         for (int r = 0; r < Rows; ++r) {
           const float* x = x_ + r * x_stride_ + k;
           acc[o][r][0] = S::fma(even, S::load(x), acc[o][r][0]);
@@ -70,15 +73,19 @@ class RowStream {
     }
     for (; k < cols; k += W) {
       const std::int64_t count = smaller(W, cols - k);
+#pragma GCC unroll 8
       for (int o = 0; o < kOutputs; ++o) {
         const F w = count == W ? S::load(rows[o] + k) : S::load_part(rows[o] + k, count);
+#pragma GCC unroll 8
         for (int r = 0; r < Rows; ++r) {
           const float* x = x_ + r * x_stride_ + k;
           acc[o][r][0] = S::fma(w, count == W ? S::load(x) : S::load_part(x, count), acc[o][r][0]);
         }
       }
     }
+#pragma GCC unroll 8
     for (int o = 0; o < kOutputs; ++o) {
+#pragma GCC unroll 8
       for (int r = 0; r < Rows; ++r) {
         sums[o][r] = S::sum(kSums == 1 ? acc[o][r][0] : acc[o][r][0] + acc[o][r][kSums - 1]);
       }
@@ -110,9 +117,11 @@ void code_stream(const LinearWeight& weight, const float* x, std::int64_t x_stri
       const float* at = x + g * weight.group;
       panel.prefetch(g, kAheadGroups);
       panel.for_each_weight(g, [&](std::int64_t k, int byte, typename S::F w) __attribute__((always_inline)) {
+#pragma GCC unroll 8
         for (int r = 0; r < Rows; ++r) acc[r][byte] = S::fma(w, S::broadcast(at[r * x_stride + k]), acc[r][byte]);
       });
     }
+#pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
       S::store(out.values + r * out.stride + n, (acc[r][0] + acc[r][1]) + (acc[r][2] + acc[r][3]));
     }
@@ -132,42 +141,61 @@ class DotStream {
   DotStream(const LinearWeight& weight, const CodeRow* x) : weight_(weight), x_(x) {}
 
   void run(const Outputs& out) const {
-    for (std::int64_t n = 0; n < out.count; n += kPanelRows) panel(out, n);
+    for (std::int64_t n = 0; n < out.count; n += kTogether * kPanelRows) block(out, n);
   }
 
  private:
-  void panel(const Outputs& out, std::int64_t n) const {
-    const CodePanel<W> first(weight_, out.first + n);
-    F acc[kParts][Rows] = {};
+  // Panels read side by side: more of the memory's requests are on their way than with one stream.
+  static constexpr std::int64_t kTogether = 4;
+
+  void block(const Outputs& out, std::int64_t n) const {
+    const std::int64_t left = (out.count - n + kPanelRows - 1) / kPanelRows, count = smaller(kTogether, left);
+    F acc[kTogether][kParts][Rows] = {};
     for (std::int64_t g = 0; g < weight_.cols / weight_.group; ++g) {
-      first.prefetch(g, kAheadGroups);
-      I sums[kParts][Rows];
+      for (std::int64_t p = 0; p < count; ++p) group(out.first + n + p * kPanelRows, g, acc[p]);
+    }
+    for (std::int64_t p = 0; p < count; ++p) {
+#pragma GCC unroll 8
       for (int r = 0; r < Rows; ++r) {
-        const std::int32_t start = -dot_zero<W>(weight_) * x_[r].code_sums[g];
-        for (int part = 0; part < kParts; ++part) sums[part][r] = start - I{};
-      }
-      weight_.format == WeightFormat::int8 ? group8(first, g, sums) : group4(first, g, sums);
-      for (int part = 0; part < kParts; ++part) {
-        const CodePanel<W> lanes(weight_, out.first + n + part * W);
-        const F scale = lanes.scale(g);
-        for (int r = 0; r < Rows; ++r) {
-          const F dot = __builtin_convertvector(sums[part][r], F);
-          acc[part][r] = S::fma(dot, scale * S::broadcast(x_[r].scales[g]), acc[part][r]);
-          if (weight_.minima != nullptr) {
-            acc[part][r] = S::fma(lanes.minimum(g), S::broadcast(x_[r].sums[g]), acc[part][r]);
-          }
-        }
+        float* to = out.values + r * out.stride + n + p * kPanelRows;
+#pragma GCC unroll 8
+        for (int part = 0; part < kParts; ++part) S::store(to + part * W, acc[p][part][r]);
       }
     }
+  }
+
+  [[gnu::always_inline]] void group(std::int64_t output, std::int64_t g, F (*acc)[Rows]) const {
+    const CodePanel<W> first(weight_, output);
+    first.prefetch(g, kAheadGroups);
+    I sums[kParts][Rows];
+#pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
-      for (int part = 0; part < kParts; ++part) S::store(out.values + r * out.stride + n + part * W, acc[part][r]);
+      const std::int32_t start = -dot_zero<W>(weight_) * x_[r].code_sums[g];
+#pragma GCC unroll 8
+      for (int part = 0; part < kParts; ++part) sums[part][r] = start - I{};
+    }
+    weight_.format == WeightFormat::int8 ? group8(first, g, sums) : group4(first, g, sums);
+#pragma GCC unroll 8
+    for (int part = 0; part < kParts; ++part) {
+      const CodePanel<W> lanes(weight_, output + part * W);
+      const F scale = lanes.scale(g);
+#pragma GCC unroll 8
+      for (int r = 0; r < Rows; ++r) {
+        const F dot = __builtin_convertvector(sums[part][r], F);
+        acc[part][r] = S::fma(dot, scale * S::broadcast(x_[r].scales[g]), acc[part][r]);
+        if (weight_.minima != nullptr) {
+          acc[part][r] = S::fma(lanes.minimum(g), S::broadcast(x_[r].sums[g]), acc[part][r]);
+        }
+      }
     }
   }
 
   [[gnu::always_inline]] void group8(const CodePanel<W>& panel, std::int64_t g, I (*sums)[Rows]) const {
     for (std::int64_t k = g * weight_.group; k < (g + 1) * weight_.group; k += 4) {
+#pragma GCC unroll 8
       for (int part = 0; part < kParts; ++part) {
         const auto codes = panel.bytes(k, part * W);
+#pragma GCC unroll 8
         for (int r = 0; r < Rows; ++r) sums[part][r] = D::add8(sums[part][r], codes, D::broadcast(x_[r].codes + k));
       }
     }
@@ -175,8 +203,10 @@ class DotStream {
 
   [[gnu::always_inline]] void group4(const CodePanel<W>& panel, std::int64_t g, I (*sums)[Rows]) const {
     for (std::int64_t k = g * weight_.group; k < (g + 1) * weight_.group; k += 8) {
+#pragma GCC unroll 8
       for (int part = 0; part < kParts; ++part) {
         const auto codes = panel.bytes(k, part * W);
+#pragma GCC unroll 8
         for (int r = 0; r < Rows; ++r) {
           const std::int8_t* x = x_[r].codes + k;
           sums[part][r] = D::add4(sums[part][r], panel.low(codes), D::broadcast(x));

@@ -49,6 +49,7 @@ class Unpacker {
   void rows(std::int64_t lane, std::int64_t first, std::int64_t depth) const {
     constexpr std::int64_t kWords = W * 4 / sizeof(T);
     const T* from[W];
+#pragma GCC unroll 16
     for (int i = 0; i < W; ++i) {
       const std::int64_t output = smaller(output_ + lane + i, weight_.rows - 1);
       from[i] = static_cast<const T*>(weight_.data) + output * weight_.row_stride + first;
@@ -56,7 +57,10 @@ class Unpacker {
     for (std::int64_t k = 0; k < depth; k += kWords) {
       F words[W] = {};
       const std::int64_t count = smaller(kWords, depth - k);
+#pragma GCC unroll 16
       for (int i = 0; i < W; ++i) {
+        // What the next step unpacks arrives during this step's multiplications.
+        __builtin_prefetch(from[i] + k + LinearTile<W>::kDepth, 0, 2);
         if (count == kWords) {
           __builtin_memcpy(&words[i], from[i] + k, sizeof words[i]);
         } else {
@@ -78,10 +82,12 @@ class Unpacker {
   }
 
   static void store_block(const F* words, float* to, const float*, std::int64_t count) {
+#pragma GCC unroll 16
     for (int i = 0; i < W && i < count; ++i) S::store(to + i * kOutputs, words[i]);
   }
 
   static void store_block(const F* words, float* to, const bf16*, std::int64_t count) {
+#pragma GCC unroll 16
     for (int i = 0; i < W && 2 * i < count; ++i) {
       S::store(to + 2 * i * kOutputs, (F)((U)words[i] << 16));
       if (2 * i + 1 < count) S::store(to + (2 * i + 1) * kOutputs, (F)((U)words[i] & 0xffff0000u));
@@ -140,6 +146,10 @@ void multiply_panel(const LinearWeight& weight, std::int64_t output, std::int64_
     unpacker.run(k, depth);
     for (std::int64_t tile = 0; tile < tiles.count; ++tile) {
       const float* from = tile_row<W>(x, tiles, k / T::kDepth, tile, 0);
+      // The next tile's x, which may come from the third cache.
+      for (std::int64_t at = 0; at < T::kRows * T::kDepth; at += 16) {
+        __builtin_prefetch(from + T::kRows * T::kDepth + at, 0, 3);
+      }
       multiply_rows<W>(tiles.rows(tile), from, panel, depth, sums + tiles.first(tile) * T::kOutputs, k > 0);
     }
   }

@@ -6,8 +6,10 @@
 
 namespace latentkv::LATENTKV_ISA {
 
-// Up to so many rows of x every weight is used straight from memory; from there on it pays to unpack weights first.
+// Up to so many rows of x weights are used straight from memory; from there on it pays to unpack them first. Float weights
+// unpack at the price of transposing, codes lie ready for it.
 constexpr std::int64_t kStreamRows = 4;
+constexpr std::int64_t kFloatStreamRows = 20;
 
 // Tiles of kRows rows of x by kOutputs outputs (in the lanes), kDepth inputs at a time: the unpacked weights of one step
 // then fit the first cache. 24 accumulators of 32 registers with AVX-512, 12 of 16 otherwise.

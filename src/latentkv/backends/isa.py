@@ -33,7 +33,7 @@ def native_missing() -> str:
 def available_isas() -> tuple[str, ...]:
     """The instruction sets that were built and that this CPU has, the default first; empty without the extension.
 
-    `avx2w16` is for tests: AVX-512's algorithm in AVX2 instructions. It is never the default.
+    `avx2w16` and `avx2tile` are for tests: the algorithms of AVX-512 and AMX in AVX2 instructions, never the default.
     """
     return () if native_missing() else tuple(isa.name for isa in _load().isas())
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from latentkv.cache.codec import TORCH_DTYPE, decode_rows, encode_rows
 from latentkv.cache.layout import CacheLayout, RowLayout
+from latentkv.cache.memory import allocate
 from latentkv.errors import OptionError, sentence
 
 
@@ -46,7 +47,7 @@ class LayerCache:
 class LatentCache:
     """`num_pages` pages for every layer of a model, allocated at once and never grown.
 
-    storage: [layers, pages, page_tokens, storage_elements], uninitialised: nothing may read a row before it is written
+    storage: [layers, pages, page_tokens, storage_elements], of no value yet: nothing may read a row before it is written
     """
 
     def __init__(self, layout: CacheLayout, num_pages: int, *, device: torch.device | str = "cpu") -> None:
@@ -54,9 +55,9 @@ class LatentCache:
             raise OptionError(sentence("num_pages", expected="1 or more", got=num_pages))
         self.layout = layout
         self.num_pages = num_pages
-        self.storage = torch.empty(
+        self.storage = allocate(
             (layout.num_hidden_layers, num_pages, layout.page_tokens, layout.row.storage_elements),
-            dtype=TORCH_DTYPE[layout.row.storage_dtype],
+            TORCH_DTYPE[layout.row.storage_dtype],
             device=device,
         )
 

@@ -114,17 +114,28 @@ def _machine_bytes() -> int | None:
 
 
 def _group_bytes() -> int | None:
-    """What the control group (a container) leaves; page cache counts as used there, and can be dropped."""
-    group = Path("/sys/fs/cgroup")
+    """The least that the process's control groups (a container, a service, and those around it) leave it."""
+    root = Path("/sys/fs/cgroup")
+    try:
+        [own] = re.findall(r"^0::/(.*)$", Path("/proc/self/cgroup").read_text("utf-8"), re.MULTILINE)
+    except (OSError, ValueError):
+        return None
+    groups = (root / own, *(root / own).parents)
+    known = [_left_in(group) for group in groups if group.is_relative_to(root)]
+    return min((size for size in known if size is not None), default=None)
+
+
+def _left_in(group: Path) -> int | None:
+    """Limit less use; the cached pages of files count as used in a group, and can be dropped."""
     try:
         limit, used = ((group / name).read_text("ascii").strip() for name in ("memory.max", "memory.current"))
         stat = (group / "memory.stat").read_text("ascii")
     except OSError:
         return None
-    cached = re.search(r"^inactive_file (\d+)$", stat, re.MULTILINE)
     if not limit.isdecimal() or not used.isdecimal():
         return None
-    return max(0, int(limit) - int(used) + (int(cached[1]) if cached else 0))
+    cached = sum(int(size) for size in re.findall(r"^(?:in)?active_file (\d+)$", stat, re.MULTILINE))
+    return max(0, int(limit) - int(used) + cached)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -62,6 +62,7 @@ def test_the_reverse_question_and_its_alternatives(run: Run) -> None:
     assert ways["DP-attention 8"]["need"]["cache_bytes"] == 4 * 32_768 * 70_272
     assert ways["TP 8"]["most_users"] < ways["DP-attention 8"]["most_users"] < ways["TP 8, CP 8"]["most_users"]
     assert "does not split an MLA cache" in plan["notes"][0]
+    assert ways["TP 8"]["most_tokens"] > 24 * 32_768
     users = ways["TP 8"]["most_users"]
     need = json_of(run, "DeepSeek-V3", "--format", "bf16", *options[:6], "--users", str(users), "--context", "32k")
     assert need["plans"][0]["devices"][0]["need"]["total_bytes"] <= 141 * 10**9

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from latentkv.errors import ConfigError, LatentKVError, UnsupportedModelError
+from latentkv.geometry import from_config
 from latentkv.planner.layers import CachedLayers, cached_layers
 
 MLA: dict[str, Any] = {
@@ -145,3 +146,26 @@ def test_state_of_linear_layers() -> None:
 def test_refused(config: dict[str, Any], error: type[LatentKVError], words: str) -> None:
     with pytest.raises(error, match=words):
         cached_layers(config)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GQA,
+        MLA,
+        {**GQA, "num_hidden_layers": 2, "sliding_window": 64, "use_sliding_window": True, "max_window_layers": 2},
+        {**GQA, "sliding_window": 64, "max_window_layers": 8},
+        {**GQA, "sliding_window": 4096},
+        {**GQA, "sliding_window": 64, "layer_types": ["full_attention"] * 8},
+        {**GQA, "mamba_d_state": 128, "layer_types": ["attention"] * 8},
+        {**GQA, "full_attention_interval": 1},
+        {**GQA, "attn_type_list": [1] * 8},
+        {**GQA, "use_cla": False, "cla_share_factor": 2},
+        {**MLA, "num_hidden_layers": None, "num_layers": 4, "zero_expert_num": 128},
+        {"text_config": MLA, "model_type": "some_vl"},
+    ],
+    ids=str,
+)
+def test_what_this_engine_runs_is_one_group_of_its_geometry(config: dict[str, Any]) -> None:
+    geometry = from_config(config)
+    assert cached_layers(config) == (CachedLayers(geometry.num_hidden_layers, geometry),)

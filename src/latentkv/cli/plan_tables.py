@@ -111,8 +111,11 @@ def _devices_title(plan: Plan) -> str:
 
 
 def _device_headings(plan: Plan) -> tuple[str, ...]:
-    reverse = ("users at context", "context at users") if plan.question.memory_bytes else ("total GB",)
-    return ("served by", "format", "B/token", "weights", "step", "cache", "total GiB", *reverse)
+    question = plan.question
+    reverse: tuple[str, ...] = ("total GB",)
+    if question.memory_bytes:
+        reverse = ("tokens in all", f"users of {question.context_tokens:,}", f"context for {question.users:,}")
+    return ("served by", "format", "B/token", "weights", "step", "cache", "total", *reverse)
 
 
 def _device_cells(plan: Plan, serving: Serving) -> tuple[str, ...]:
@@ -122,8 +125,8 @@ def _device_cells(plan: Plan, serving: Serving) -> tuple[str, ...]:
     cells = (serving.parallel, serving.format, f"{serving.device_bytes_per_token:,}", *sizes)
     if plan.question.memory_bytes is None:
         return (*cells, f"{need.total / GB:,.2f}")
-    context = "any" if serving.unbounded else f"{serving.longest_tokens:,}" if serving.longest_tokens else "none"
-    return (*cells, f"{serving.most_users:,}" if serving.most_users else "none", context)
+    answers = (serving.most_tokens, serving.most_users, serving.longest_tokens)
+    return (*cells, *("any" if answer is None else f"{answer:,}" if answer else "none" for answer in answers))
 
 
 def _comparison(comparison: Comparison) -> str:

@@ -93,10 +93,12 @@ def _without_hybrid_fields(fields: Fields) -> dict[str, object]:
     handled = {*SCHEDULE_FIELDS, *SHARING_FIELDS, *SINK_FIELDS}
     if fields.get("kv_lora_rank"):
         handled |= {*INDEX_FIELDS}
-    kinds = fields.get("layer_types")
     plain = {name: value for name, value in fields.items() if name not in handled}
-    unknown = [kind for kind in kinds if _unknown_kind(str(kind))] if isinstance(kinds, list | tuple) else []
-    return {**plain, "layer_types": unknown} if unknown else plain
+    kinds = fields.get("layer_types")
+    if isinstance(kinds, list | tuple) and kinds:
+        # Stated kinds overrule sizes of layers that the model does not have, such as Granite's Mamba sizes.
+        plain["layer_types"] = [kind for kind in kinds if _unknown_kind(str(kind))] or ["full_attention"]
+    return plain
 
 
 def _unknown_kind(kind: str) -> bool:

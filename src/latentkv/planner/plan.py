@@ -66,8 +66,8 @@ class CacheLine:
 class Serving:
     """One way to serve the model. Cache bytes per token and `need` are those of the fullest device.
 
-    `most_users` have the asked context each, `longest_tokens` is for the asked users (None: no limit); both are None
-    where no memory was given.
+    With a memory: `most_tokens` fit in all, in one sequence per data rank; `most_users` have the asked context each;
+    `longest_tokens` is for the asked users. The first and last are None, and `unbounded` true, where nothing grows.
     """
 
     parallel: str
@@ -76,6 +76,7 @@ class Serving:
     weights: str
     device_bytes_per_token: int
     need: MemoryNeed
+    most_tokens: int | None
     most_users: int | None
     longest_tokens: int | None
     unbounded: bool
@@ -178,8 +179,9 @@ def _serving(model: Model, deployment: Deployment, question: Question) -> Servin
     users, tokens, memory = question.users, question.context_tokens, question.memory_bytes
     parallel = deployment.parallel
     cache = device_footprint(model, parallel, format=deployment.format, page_tokens=deployment.page_tokens)
-    fitting, longest = None, None
+    fitting, longest, whole = None, None, None
     if memory is not None:
+        whole = most_context(model, deployment, memory_bytes=memory, users=parallel.data)
         fitting = most_users(model, deployment, memory_bytes=memory, context_tokens=tokens)
         longest = most_context(model, deployment, memory_bytes=memory, users=users)
     return Serving(
@@ -189,6 +191,7 @@ def _serving(model: Model, deployment: Deployment, question: Question) -> Servin
         weights=deployment.weights,
         device_bytes_per_token=-(-cache.bytes_per_token // parallel.context),
         need=memory_need(model, deployment, users=users, context_tokens=tokens),
+        most_tokens=whole * parallel.data if whole is not None else None,
         most_users=fitting,
         longest_tokens=longest,
         unbounded=memory is not None and longest is None,

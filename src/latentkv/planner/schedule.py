@@ -93,7 +93,7 @@ def _linear_schedule(fields: Fields, layers: int) -> list[str] | None:
 
 def _window_schedule(fields: Fields, layers: int) -> list[str] | None:
     window = optional_size(fields, "sliding_window", minimum=0) or optional_size(fields, "attention_chunk_size")
-    if not window or fields.get("use_sliding_window") is False:
+    if not window or fields.get("use_sliding_window") is False or _never_slides(fields, window, layers):
         return None
     full = optional_size(fields, "num_full_attention_layers", minimum=0)
     if full is not None:
@@ -106,6 +106,13 @@ def _window_schedule(fields: Fields, layers: int) -> list[str] | None:
     if first is not None and fields.get("use_sliding_window"):
         return [FULL] * min(first, layers) + [WINDOW] * max(layers - first, 0)
     return [WINDOW] * layers
+
+
+def _never_slides(fields: Fields, window: int, layers: int) -> bool:
+    """Whether the window is as long as any context, or begins after the last layer."""
+    longest = optional_size(fields, "max_position_embeddings")
+    first = optional_size(fields, "max_window_layers", minimum=0)
+    return (longest is not None and window >= longest) or (first is not None and first >= layers)
 
 
 def _full_every(every: int, layers: int, other: str) -> list[str]:

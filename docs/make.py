@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from planning import planning
+
 from latentkv.env import VARIABLES
 
 HERE = Path(__file__).parent
@@ -28,6 +30,7 @@ def environment() -> str:
 def main() -> None:
     """Write every page."""
     (HERE / "environment.md").write_text(environment(), encoding="utf-8")
+    (HERE / "planning.md").write_text(planning(), encoding="utf-8")
 
 
 if __name__ == "__main__":

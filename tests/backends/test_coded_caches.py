@@ -70,7 +70,7 @@ def test_attention_over_codes_of_normal_numbers_errs_as_codes_do(format: str, ro
     assert_close(lse, expected_lse, tolerance=f"lse over {format}")
 
 
-@pytest.mark.parametrize("format", ["int6", "int4"])
+@pytest.mark.parametrize("format", ["int8", "int6", "int4"])
 def test_rotation_keeps_that_error_where_channels_are_outliers(format: str) -> None:
     out, expected, *_ = case(format, rotated=True, outliers=8.0)
     assert_close(out, expected, tolerance=f"attention over {format}")

@@ -38,7 +38,8 @@ filled up with zero codes; within each:
             byte i of 16 = high[i] | high[i + 16] << 2 | high[i + 32] << 4 | high[i + 48] << 6, high = code >> 4
 
 so that one mask and one shift of a 32-byte (16-byte) register give 32 (16) codes in order, and int6 is int4 and a plane
-more. `rotated` formats hold the latent multiplied by the orthogonal matrix of cache/rotation.py.
+more. `rotated` formats (int8, int6, int4) hold the latent multiplied by the orthogonal matrix of cache/rotation.py; fp8
+is FlashMLA's and is not rotated, which would gain it nothing: its codes are relative to each element.
 
 Groups and scales cost bits, coarse groups cost precision. Among 64 numbers the largest is typically 2.6 standard
 deviations, among 128 2.8: at 4 and 6 bits halving the group gains as much as its scale costs, at 64 as well as at 128,
@@ -109,7 +110,7 @@ FORMATS = {
         _plain("bf16", "bfloat16"),
         _plain("f16", "float16"),
         Format("fp8", Coding("float8_e4m3fn", 128, "float32"), Coding("bfloat16")),
-        Format("int8", Coding("int8", 128, "float32"), Coding("bfloat16")),
+        Format("int8", Coding("int8", 128, "float32"), Coding("bfloat16"), rotated=True),
         Format("int6", Coding("int6", 64, "bfloat16"), Coding("bfloat16"), rotated=True),
         Format("int4", Coding("int4", 64, "bfloat16"), Coding("bfloat16"), rotated=True),
     )

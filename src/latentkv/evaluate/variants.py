@@ -14,7 +14,7 @@ _FP8, _INT8, _INT6, _INT4 = (FORMATS[name] for name in ("fp8", "int8", "int6", "
 
 _CHOICES = (
     replace(_FP8, name="fp8-rotated", rotated=True),
-    replace(_INT8, name="int8-rotated", rotated=True),
+    replace(_INT8, name="int8-unrotated", rotated=False),
     replace(_INT6, name="int6-unrotated", rotated=False),
     replace(_INT4, name="int4-unrotated", rotated=False),
     replace(_INT8, name="int8-rope8", rope=Coding("int8", 64, "bfloat16")),

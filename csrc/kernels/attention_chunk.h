@@ -38,8 +38,8 @@ class Chunk {
   template <typename T>
   void sum(const Partial& result, std::int64_t row_count, const char* const* rows, std::int64_t count,
            std::int64_t first, std::int64_t width, Ahead& ahead) const {
-    if (width % W == 0 && row_count == 1) return sum_direct_all<T, 1, 8>(result, rows, count, first, width, ahead);
-    if (width % W == 0 && row_count == 2) return sum_direct_all<T, 2, 4>(result, rows, count, first, width, ahead);
+    if (width % (2 * W) == 0 && row_count == 1) return sum_direct_all<T, 1, 4>(result, rows, count, first, width, ahead);
+    if (width % (2 * W) == 0 && row_count == 2) return sum_direct_all<T, 2, 2>(result, rows, count, first, width, ahead);
     ahead.spread(45, (row_count + Tile<W>::sum_rows - 1) / Tile<W>::sum_rows * result.strips * (kChunk / kStepTerms));
     for (std::int64_t d = 0; d < width; d += kStrip) {
       widen_rows<W, T>(rows, count, first + d, width - d < kStrip ? width - d : kStrip, strip_);
@@ -146,17 +146,18 @@ class Chunk {
     }
   }
 
-  template <typename T, int Rows, int Vectors>
+  template <typename T, int Rows, int Pairs>
   void sum_direct_all(const Partial& result, const char* const* rows, std::int64_t count, std::int64_t first,
                       std::int64_t width, Ahead& ahead) const {
+    constexpr std::int64_t columns = Pairs * 2 * W;
     const T* values[kChunk];
     for (std::int64_t t = 0; t < count; ++t) values[t] = reinterpret_cast<const T*>(rows[t]) + first;
-    ahead.spread(40, kChunk * ((width + Vectors * W - 1) / (Vectors * W)));
+    ahead.spread(40, kChunk * ((width + columns - 1) / columns));
     std::int64_t d = 0;
-    for (; d + Vectors * W <= width; d += Vectors * W) {
-      sum_direct<W, Rows, Vectors, T>(scores_, values, d, count, shrink_, result.out, ahead);
+    for (; d + columns <= width; d += columns) {
+      sum_direct<W, Rows, Pairs, T>(scores_, values, d, count, shrink_, result.out, ahead);
     }
-    for (; d < width; d += W) sum_direct<W, Rows, 1, T>(scores_, values, d, count, shrink_, result.out, ahead);
+    for (; d < width; d += 2 * W) sum_direct<W, Rows, 1, T>(scores_, values, d, count, shrink_, result.out, ahead);
   }
 
   float *strip_, *scores_, *shrink_;

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from latentkv.cache.latent import LatentCache
 from latentkv.cache.layout import FORMATS, layout_for
 from latentkv.engine.llm import LLM
 from latentkv.engine.sampling_params import SamplingParams
-from latentkv.models.load import load_model
+from latentkv.models.load import LoadedModel, load_model
 from latentkv.models.model import Model
 from support.compare import assert_close
 from support.hostile import poison
@@ -85,17 +84,25 @@ def test_many_requests_with_shared_prefixes_and_few_pages(
     llm.engine.check()
 
 
+@pytest.fixture(scope="module")
+def real() -> LoadedModel:
+    return load_model(dtype="float32")
+
+
+def say(real: LoadedModel, prompt: str, *, cache_format: str, max_tokens: int) -> str:
+    llm = LLM(real.model, tokenizer=real.tokenizer, cache_format=cache_format)
+    [answer] = llm.generate(prompt, SamplingParams(temperature=0.0, max_tokens=max_tokens))
+    return answer.text
+
+
 @pytest.mark.model
 @pytest.mark.parametrize("format", ["fp8", "int8", "int6"])
-def test_the_real_model_says_the_same(format: str, tmp_path: Path) -> None:
-    params = SamplingParams(temperature=0.0, max_tokens=12)
-    [expected] = LLM(dtype="float32").generate("The Danube is a river that flows through", params)
-    [answer] = LLM(dtype="float32", cache_format=format).generate("The Danube is a river that flows through", params)
-    assert answer.text == expected.text
+def test_the_real_model_says_the_same(format: str, real: LoadedModel) -> None:
+    prompt = "The Danube is a river that flows through"
+    expected = say(real, prompt, cache_format="bf16", max_tokens=12)
+    assert say(real, prompt, cache_format=format, max_tokens=12) == expected
 
 
 @pytest.mark.model
-def test_the_real_model_makes_sense_in_four_bits() -> None:
-    params = SamplingParams(temperature=0.0, max_tokens=6)
-    [answer] = LLM(cache_format="int4").generate("The capital of France is", params)
-    assert "Paris" in answer.text
+def test_the_real_model_makes_sense_in_four_bits(real: LoadedModel) -> None:
+    assert "Paris" in say(real, "The capital of France is", cache_format="int4", max_tokens=6)

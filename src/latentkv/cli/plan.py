@@ -23,7 +23,9 @@ PLOT_SUFFIXES = (".png", ".svg", ".html")
 
 CACHE_OPTIONS = (
     click.option(
-        "--context", metavar="TOKENS", help="Of each user: 32768 or 32k (k is 1,024).  [default: the longest]"
+        "--context",
+        metavar="TOKENS",
+        help="Of each user: 32768 or 32k (k is 1,024).  [default: the longest; 32k of several models]",
     ),
     click.option("--users", type=int, default=1, show_default=True, help="Sequences served at once."),
     click.option(
@@ -31,7 +33,7 @@ CACHE_OPTIONS = (
         "formats",
         multiple=True,
         metavar="FORMAT",
-        help=f"Of the cache: {', '.join(FORMATS)}; may be given again.  [default: all, and bf16 for devices]",
+        help=f"Of the cache: {', '.join(FORMATS)}; may be given again.  [default: all; of several models bf16]",
     ),
     click.option(
         "--page-tokens",
@@ -46,7 +48,11 @@ CACHE_OPTIONS = (
 )
 DEVICE_OPTIONS = (
     click.option("--memory", metavar="SIZE", help="Of one device, such as 80GiB or 80GB: how much fits?"),
-    click.option("--weights", metavar="FORMAT", help="f32, bf16, f16, fp8, int8, int4, stored, none, or a size."),
+    click.option(
+        "--weights",
+        metavar="FORMAT",
+        help="f32, bf16, f16, fp8, int8, int4, stored, none, or a size.  [default: stored, else bf16]",
+    ),
     click.option("--tp", type=int, default=1, help="Tensor parallelism: heads and matrices are split."),
     click.option("--pp", type=int, default=1, help="Pipeline parallelism: layers are split."),
     click.option("--dp", type=int, default=1, help="Data-parallel attention: users are split, experts stay split."),

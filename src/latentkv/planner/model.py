@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from latentkv.errors import ConfigError
+from latentkv.errors import ConfigError, UnsupportedModelError
 from latentkv.geometry import Geometry
 from latentkv.geometry_fields import Fields, language_model_fields, optional_size
 from latentkv.planner.layers import CachedLayers, cached_layers
@@ -72,11 +72,15 @@ def model_from_config(
     """The model that a Hugging Face `config.json` describes.
 
     Raises ConfigError for a missing or contradictory field; UnsupportedModelError, with the reason, for layers that
-    cannot be counted.
+    cannot be counted. Both name the model.
     """
+    try:
+        layers = cached_layers(config)
+    except (ConfigError, UnsupportedModelError) as error:
+        raise type(error)(f"{name}: {error}") from error
     return Model(
         name=name,
-        layers=cached_layers(config),
+        layers=layers,
         fields=MappingProxyType(language_model_fields(config)),
         source=source,
         params_total=params_total,

@@ -96,7 +96,7 @@ def _layer_notes(model: Model) -> list[str]:
     if any(group.window_tokens for group in model.layers):
         notes.append(
             "A window is counted in whole pages wherever it begins: up to ceil((W - 1) / P) + 1 of them; an engine "
-            "that never frees pages behind the window needs as much as without one."
+            "that never frees pages behind the window needs as much as without one. B/token is before windows fill."
         )
     if any(group.state_bytes is None for group in model.layers):
         notes.append("The configuration does not give the size of the linear layers' states: they are not counted.")

@@ -102,23 +102,28 @@ class InputRow {
     }
   }
 
-  // Rounded to int8, to nearest, in groups: the largest becomes 127. A group with a NaN or an infinity has scale NaN.
+  // Rounded to int8, to nearest, in groups.
   void round(std::int64_t group, const CodeRow& to) const {
-    float values[128];
     for (std::int64_t g = 0; g * group < job_.x.cols; ++g) {
-      widen(g * group, group, values);
-      F top = S::zero(), bad = S::zero();
-      for (std::int64_t i = 0; i < group; i += W) {
-        const F value = S::load(values + i), size = value < S::zero() ? -value : value;
-        top = size > top ? size : top;
-        bad += value - value;
-      }
-      float most = 0.0f;
-      for (int lane = 0; lane < W; ++lane) most = top[lane] > most ? top[lane] : most;
-      to.scales[g] = most / 127.0f + S::sum(bad);
-      to.code_sums[g] = store_codes(values, group, most > 0.0f ? 127.0f / most : 0.0f, to.codes + g * group);
+      to.scales[g] = round_group(g * group, group, to.codes + g * group, to.code_sums[g]);
       to.sums[g] = to.scales[g] * static_cast<float>(to.code_sums[g]);
     }
+  }
+
+  // One group, at most 128 elements: the largest becomes 127. Returns the scale, NaN for a group with a NaN or an infinity.
+  float round_group(std::int64_t at, std::int64_t count, std::int8_t* codes, std::int32_t& code_sum) const {
+    float values[128];
+    widen(at, count, values);
+    F top = S::zero(), bad = S::zero();
+    for (std::int64_t i = 0; i < count; i += W) {
+      const F value = S::load(values + i), size = value < S::zero() ? -value : value;
+      top = size > top ? size : top;
+      bad += value - value;
+    }
+    float most = 0.0f;
+    for (int lane = 0; lane < W; ++lane) most = top[lane] > most ? top[lane] : most;
+    code_sum = store_codes(values, count, most > 0.0f ? 127.0f / most : 0.0f, codes);
+    return most / 127.0f + S::sum(bad);
   }
 
  private:

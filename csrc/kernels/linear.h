@@ -248,6 +248,17 @@ class LinearItem {
   std::int64_t sums_;
 };
 
+// Rows of x that are best computed together: their sums stay in the second cache, and so does x on matrix tiles, which are
+// faster than what lies behind it.
+template <int W>
+std::int64_t linear_rows(const LinearJob& job, bool integer) {
+  constexpr std::int64_t kMost = 384, kLeast = 64, kTileBytesOfInput = 5 << 18;
+  const Path path = path_of<W>(job, integer);
+  if (!is_matrix(path)) return kMost;
+  const std::int64_t fit = kTileBytesOfInput / larger(1, job.x.cols * 2 * terms_of(job, path)) / (2 * kTileRows) * (2 * kTileRows);
+  return larger(kLeast, smaller(kMost, fit));
+}
+
 // One row of x, or 16.
 template <int W>
 void prepare_unit(const LinearJob& job, const JobPlan& plan, std::int64_t unit, char* scratch) {

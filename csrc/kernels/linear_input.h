@@ -76,15 +76,20 @@ class InputRow {
     if (job.norm.weight == nullptr) return;
     inverse_ = 1.0f / __builtin_sqrtf(square_sum() / static_cast<float>(job.x.cols) + job.norm.eps);
   }
+  // When inverse() is known from before.
+  InputRow(const LinearJob& job, std::int64_t row, float inverse)
+      : job_(job), start_(row * job.x.stride), inverse_(inverse) {}
+
+  // What a norm divides by, inverted.
+  float inverse() const { return inverse_; }
 
   // `count` elements from `at` on; writes up to a multiple of W.
   void widen(std::int64_t at, std::int64_t count, float* to) const {
+    job_.x.dtype == DType::f32 ? widen_from<float>(at, count, to) : widen_from<bf16>(at, count, to);
+    if (job_.norm.weight == nullptr) return;
     for (std::int64_t i = 0; i < count; i += W) {
-      F value = load_any<W>(job_.x.data, job_.x.dtype, start_ + at + i, count - i);
-      if (job_.norm.weight != nullptr) {
-        value = value * S::broadcast(inverse_) * load_any<W>(job_.norm.weight, job_.norm.dtype, at + i, count - i);
-      }
-      S::store(to + i, value);
+      const F weight = load_any<W>(job_.norm.weight, job_.norm.dtype, at + i, count - i);
+      S::store(to + i, S::load(to + i) * S::broadcast(inverse_) * weight);
     }
   }
 
@@ -127,6 +132,14 @@ class InputRow {
   }
 
  private:
+  template <typename T>
+  void widen_from(std::int64_t at, std::int64_t count, float* to) const {
+    const T* from = static_cast<const T*>(job_.x.data) + start_ + at;
+    std::int64_t i = 0;
+    for (; i + W <= count; i += W) S::store(to + i, S::load(from + i));
+    if (i < count) S::store(to + i, S::load_part(from + i, count - i));
+  }
+
   float square_sum() const {
     F total = S::zero();
     for (std::int64_t i = 0; i < job_.x.cols; i += W) {

@@ -67,60 +67,60 @@ class MatrixPreparer {
   using S = Simd<16>;
   using F = S::F;
   using U = S::U;
-  using H = S::H;
+  using Halves = Lanes<std::uint16_t, 32>::type;
 
  public:
   MatrixPreparer(const LinearJob& job, Path path, char* memory, std::int64_t row_tile)
       : job_(job), path_(path), to_(memory, job), row_tile_(row_tile) {}
 
   void run() const {
-    for (std::int64_t i = 0; i < kTileRows; ++i) {
-      const std::int64_t row = row_tile_ * kTileRows + i;
-      if (row >= to_.rows) {
-        clear(i);
-        continue;
-      }
-      const InputRow<16> from(job_, row);
-      if (path_ == Path::matrix_dots) {
-        round(from, i);
-      } else {
-        split(from, i);
-        if (to_.groups_count > 0) sum_groups(from, i);
-      }
-    }
-    if (path_ == Path::matrix_rows) turn();
+    path_ == Path::matrix_dots ? round_rows() : split_rows();
   }
 
  private:
+  std::int64_t rows() const { return smaller(kTileRows, to_.rows - row_tile_ * kTileRows); }
+
   // Where 32 inputs of row i stand, for the first term.
   char* line(std::int64_t i, std::int64_t k) const {
     return to_.tile(k / kStepInputs, row_tile_) + k % kStepInputs / kTileDepth * Terms * kTileBytes + i * kTileRowBytes;
   }
 
-  void clear(std::int64_t i) const {
-    for (std::int64_t k = 0; k < to_.cols; k += kTileDepth) {
-      for (int term = 0; term < Terms; ++term) __builtin_memset(line(i, k) + term * kTileBytes, 0, kTileRowBytes);
-    }
+  void clear(std::int64_t i, std::int64_t k) const {
+    for (int term = 0; term < Terms; ++term) __builtin_memset(line(i, k) + term * kTileBytes, 0, kTileRowBytes);
   }
 
-  void split(const InputRow<16>& from, std::int64_t i) const {
+  // Tile by tile, each turned while it is in the first cache.
+  void split_rows() const {
+    float inverse[kTileRows];
+    for (std::int64_t i = 0; i < rows(); ++i) inverse[i] = InputRow<16>(job_, row_tile_ * kTileRows + i).inverse();
     for (std::int64_t k = 0; k < to_.cols; k += kTileDepth) {
-      float values[kTileDepth] = {};
-      from.widen(k, smaller(kTileDepth, to_.cols - k), values);
-      store_terms(values, line(i, k));
+      const std::int64_t count = smaller(kTileDepth, to_.cols - k);
+      for (std::int64_t i = 0; i < rows(); ++i) {
+        float values[kTileDepth] = {};
+        InputRow<16>(job_, row_tile_ * kTileRows + i, inverse[i]).widen(k, count, values);
+        store_terms(values, line(i, k));
+      }
+      for (std::int64_t i = rows(); i < kTileRows; ++i) clear(i, k);
+      if (path_ == Path::matrix_rows) turn(k);
+    }
+    for (std::int64_t i = 0; i < rows() && to_.groups_count > 0; ++i) {
+      sum_groups(InputRow<16>(job_, row_tile_ * kTileRows + i, inverse[i]), i);
     }
   }
 
   static void store_terms(const float* values, char* to) {
-#pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half) {
-      F rest = S::load(values + half * 16);
+    F low = S::load(values), high = S::load(values + 16);
 #pragma GCC unroll 3
-      for (int term = 0; term < Terms; ++term) {
-        const H bits = __builtin_convertvector(next_term<16>(rest) >> 16, H);
-        __builtin_memcpy(to + term * kTileBytes + half * 32, &bits, sizeof bits);
-      }
+    for (int term = 0; term < Terms; ++term) {
+      const auto first = next_term<16>(low), second = next_term<16>(high);
+      const auto line = upper_halves(first, second, typename Counting<32>::type{});
+      __builtin_memcpy(to + term * kTileBytes, &line, sizeof line);
     }
+  }
+
+  template <int... I>
+  static Halves upper_halves(U low, U high, Numbers<I...>) {
+    return __builtin_shufflevector((Halves)low, (Halves)high, (2 * I + 1)...);
   }
 
   void sum_groups(const InputRow<16>& from, std::int64_t i) const {
@@ -131,6 +131,16 @@ class MatrixPreparer {
       F sum = S::zero();
       for (std::int64_t k = 0; k < group; k += 16) sum += S::load(values + k);
       to_.group(row_tile_, g)[kTileRows + i] = S::sum(sum);
+    }
+  }
+
+  void round_rows() const {
+    for (std::int64_t i = 0; i < kTileRows; ++i) {
+      if (i < rows()) {
+        round(InputRow<16>(job_, row_tile_ * kTileRows + i), i);
+      } else {
+        for (std::int64_t k = 0; k < to_.cols; k += kTileDepth) clear(i, k);
+      }
     }
   }
 
@@ -150,11 +160,9 @@ class MatrixPreparer {
     }
   }
 
-  void turn() const {
-    for (std::int64_t k = 0; k < to_.cols; k += kTileDepth) {
-      for (int term = 0; term < Terms; ++term) {
-        turn_tile(reinterpret_cast<float*>(line(0, k) + term * kTileBytes), kTileRowBytes / 4);
-      }
+  void turn(std::int64_t k) const {
+    for (int term = 0; term < Terms; ++term) {
+      turn_tile(reinterpret_cast<float*>(line(0, k) + term * kTileBytes), kTileRowBytes / 4);
     }
   }
 

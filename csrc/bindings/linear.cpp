@@ -57,7 +57,7 @@ Weight grouped_weight(nb::object codes, nb::object scales, nb::object minima, nb
   map.cols = cols;
   map.group = group;
   map.zero = zero;
-  if (group < 16 || group > 128 || group % 16 != 0 || cols % group != 0) {
+  if ((group != 16 && group != 32 && group != 64 && group != 128) || cols % group != 0) {
     refuse("group", "16, 32, 64 or 128 and a divisor of the inputs", std::to_string(group));
   }
   std::int64_t elements = array.ndim == 0 ? 0 : 1;

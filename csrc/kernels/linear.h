@@ -43,9 +43,9 @@ Path path_of(const LinearJob& job, bool integer) {
   const bool grouped = is_grouped(*job.weight), dots = integer && grouped;
   if (kHasTiles && job.x.rows > kStreamRows) {
     if (job.weight->format == WeightFormat::bf16) return Path::matrix_rows;
-    if (grouped && job.weight->group % kTileDepth == 0) return dots ? Path::matrix_dots : Path::matrix_codes;
+    if (grouped && job.weight->group % kTileDepth == 0 && kStepInputs % job.weight->group == 0) return dots ? Path::matrix_dots : Path::matrix_codes;
   }
-  const bool few = job.x.rows <= (grouped ? kStreamRows : kFloatStreamRows);
+  const bool few = job.x.rows <= (grouped ? kStreamRows : kFloatStreamRows<W>);
   if (few) return dots && Dot<W>::kStreams ? Path::dot_stream : Path::stream;
   return dots && Dot<W>::kTiles ? Path::dot_tiles : Path::tiles;
 }
@@ -72,7 +72,7 @@ class LinearPlan {
         input_elements_ += job.x.rows * job.x.cols;
       }
       plan.item_outputs = item_outputs(job, plan.path);
-      plan.sum_stride = plan.item_outputs + (is_matrix(plan.path) ? kTileRows : 0);
+      plan.sum_stride = plan.item_outputs + (is_matrix(plan.path) || plan.path == Path::tiles ? kTileRows : 0);
       plan.item_count = job.x.rows == 0 ? 0 : (job.weight->rows + plan.item_outputs - 1) / plan.item_outputs;
       units_ += plan.unit_count;
       items_ += plan.item_count;
@@ -113,7 +113,10 @@ class LinearPlan {
   }
 
   std::int64_t item_outputs(const LinearJob& job, Path path) const {
-    if (path == Path::tiles) return LinearTile<W>::kOutputs;
+    if (path == Path::tiles) {
+      const std::int64_t by_share = padded((job.weight->rows + 4 * p_.threads - 1) / (4 * p_.threads), LinearTile<W>::kOutputs);
+      return larger(LinearTile<W>::kOutputs, smaller(by_share, LinearTile<W>::kItemOutputs));
+    }
     if (path == Path::dot_tiles) return DotTile<W>::kOutputs;
     if (is_matrix(path)) {
       const std::int64_t by_share = padded((job.weight->rows + 4 * p_.threads - 1) / (4 * p_.threads), kMatrixOutputs);
@@ -155,7 +158,7 @@ class LinearItem {
   void multiply(const LinearWeight& weight, std::int64_t first, std::int64_t count, float* sums) const {
     switch (plan_.path) {
       case Path::stream: return stream(weight, {first, count, sums, plan_.item_outputs});
-      case Path::tiles: return multiply_panel<W>(weight, first, job_.x.rows, x_, memory_, sums);
+      case Path::tiles: return TileMultiplier<W>(weight, job_.x.rows, x_, memory_).run(first, count, sums, plan_.sum_stride);
       case Path::dot_stream: return dot_stream(weight, {first, count, sums, plan_.item_outputs});
       case Path::dot_tiles: return dot_tiles(weight, first, sums);
       case Path::matrix_rows: return matrix_rows(weight, {first, count, sums, plan_.sum_stride});
@@ -252,7 +255,7 @@ class LinearItem {
 // faster than what lies behind it.
 template <int W>
 std::int64_t linear_rows(const LinearJob& job, bool integer) {
-  constexpr std::int64_t kMost = 384, kLeast = 64, kTileBytesOfInput = 5 << 18;
+  constexpr std::int64_t kMost = 256, kLeast = 64, kTileBytesOfInput = 5 << 18;
   const Path path = path_of<W>(job, integer);
   if (!is_matrix(path)) return kMost;
   const std::int64_t fit = kTileBytesOfInput / larger(1, job.x.cols * 2 * terms_of(job, path)) / (2 * kTileRows) * (2 * kTileRows);

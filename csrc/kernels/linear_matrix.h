@@ -23,24 +23,6 @@ struct MatrixSums {
   float* at(std::int64_t row_tile, std::int64_t output) const { return values + row_tile * kTileRows * stride + output; }
 };
 
-// What of a weight lies ahead: asked for a few cache lines at a time while the multipliers are busy.
-struct WeightAhead {
-  const char* from;
-  std::int64_t row_bytes, rows, line_bytes;  // line_bytes of each of `rows`
-  std::int64_t row = 0, at = 0;
-
-  [[gnu::always_inline]] void step(std::int64_t lines) {
-    for (; lines > 0 && row < rows; --lines) {
-      __builtin_prefetch(from + row * row_bytes + at, 0, 2);
-      at += 64;
-      if (at >= line_bytes) {
-        at = 0;
-        ++row;
-      }
-    }
-  }
-};
-
 // C (sums, transposed) [2 tiles of outputs][RowTiles tiles of rows] += A (weights) times B (terms of x).
 template <int Terms, int RowTiles>
 [[gnu::always_inline]] inline void multiply_pairs(Tiles& t, const char* weights, const char* const* x, std::int64_t depth,

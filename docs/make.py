@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from claims import claims
+from planning import planning
+
 from latentkv.env import VARIABLES
 
 HERE = Path(__file__).parent
@@ -27,7 +30,9 @@ def environment() -> str:
 
 def main() -> None:
     """Write every page."""
+    (HERE / "claims.md").write_text(claims(), encoding="utf-8")
     (HERE / "environment.md").write_text(environment(), encoding="utf-8")
+    (HERE / "planning.md").write_text(planning(), encoding="utf-8")
 
 
 if __name__ == "__main__":

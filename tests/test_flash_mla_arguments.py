@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import latentkv.flash_mla
-from latentkv.errors import LatentKVError, OptionError, ShapeError, UnsupportedError
+from latentkv.errors import LatentKVError, OptionError, ShapeError
 from latentkv.flash_mla import flash_mla_sparse_fwd, flash_mla_with_kvcache, get_mla_metadata
 
 B, S_Q, H, G, D, PAGES, P, K = 2, 3, 4, 2, 24, 6, 8, 5
@@ -103,7 +103,12 @@ DENSE: list[tuple[str, object, type[LatentKVError], str]] = [
     ("causal", 1, OptionError, "True or False"),
     ("causal", None, OptionError, "True or False"),
     ("is_fp8_kvcache", None, OptionError, "True or False"),
-    ("is_fp8_kvcache", True, UnsupportedError, "656-byte fp8 rows"),
+    (
+        "is_fp8_kvcache",
+        True,
+        ShapeError,
+        r"\[pages, P, G, 36\] of float8_e4m3fn or uint8 or int8.* A row is head_dim_v e4m3",
+    ),
     *((name, sparse_arguments()[name], OptionError, "None without indices") for name in ("attn_sink", "extra_k_cache")),
     ("topk_length", int32(1, 1), OptionError, "None without indices"),
     ("extra_topk_length", int32(1, 1), OptionError, "None without"),
@@ -205,7 +210,7 @@ def test_a_refused_call_leaves_the_metadata_unused() -> None:
         ({"num_heads_k": 1.5}, OptionError, "positive integer"),
         ({"num_heads_q": True}, OptionError, "positive integer"),
         ({"topk": -1}, OptionError, "positive integer"),
-        ({"is_fp8_kvcache": True}, UnsupportedError, "656-byte fp8 rows"),
+        ({"is_fp8_kvcache": None}, OptionError, "True or False"),
     ],
     ids=str,
 )

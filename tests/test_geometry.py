@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
 from latentkv.cache.layout import layout_for
 from latentkv.errors import ConfigError, UnsupportedModelError
 from latentkv.geometry import AttentionGeometry, MLAGeometry, from_config
+from latentkv.planner.catalog import CATALOG_FILE
 
-RECORDS = {
-    record["name"]: record for record in json.loads((Path(__file__).parent / "data" / "models.json").read_text("utf-8"))
-}
+RECORDS = {record["name"]: record for record in json.loads(CATALOG_FILE.read_text("utf-8"))}
 # Models that one row per token and layer does not describe: the field that the refusal must name, and its meaning.
 REFUSED = {
     "deepseek-ai/DeepSeek-V3.2": ("index_topk", "sparse attention"),
@@ -26,8 +24,8 @@ REFUSED = {
     "zai-org/GLM-5.3-Flash": ("index_topk", "sparse attention"),
     "skt/A.X-K2-Light": ("index_topk", "sparse attention"),
     "tencent/Hy4-preview": ("index_topk", "sparse attention"),
-    "moonshotai/Kimi-Linear-48B-A3B-Instruct": ("num_linear_attention_layers", "linear attention"),
-    "moonshotai/Kimi-K3": ("num_linear_attention_layers", "linear attention"),
+    "moonshotai/Kimi-Linear-48B-A3B-Instruct": ("linear_attn_config", "linear attention"),
+    "moonshotai/Kimi-K3": ("linear_attn_config", "linear attention"),
     "inclusionAI/Ling-3.0-tiny": ("num_linear_attention_layers", "linear attention"),
     "inclusionAI/Ling-3.0-flash": ("num_linear_attention_layers", "linear attention"),
     "openai/gpt-oss-20b": ("sliding_window", "sliding-window"),

@@ -40,6 +40,8 @@ def test_the_report_sees_a_heavy_module() -> None:
         "latentkv.engine.scheduler",
         "latentkv.engine.sampling_params",
         "latentkv.backends.isa",
+        "latentkv.planner.plan",
+        "latentkv.planner.cache_plots",
     ],
 )
 def test_module_imports_nothing_heavy(module: str) -> None:
@@ -57,6 +59,8 @@ def test_module_imports_nothing_heavy(module: str) -> None:
         ["doctor", "--help"],
         ["generate", "--help"],
         ["inspect", "--help"],
+        ["plan", "--help"],
+        ["catalog", "--help"],
     ],
     ids=" ".join,
 )

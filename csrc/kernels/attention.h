@@ -6,25 +6,42 @@
 #pragma once
 
 #include "kernels/attention_chunk.h"
+#include "kernels/attention_tile_chunk.h"
 
 namespace latentkv::LATENTKV_ISA {
 
-// One thread's scratch and what it does with an item.
+// What computes a chunk: vectors, for all sizes and rows, or matrix tiles.
 template <int W>
+struct VectorEngine {
+  using Query = PackedQuery<W>;
+  using Chunk = latentkv::LATENTKV_ISA::Chunk<W>;
+  static constexpr float kSlack = 0.0f;
+};
+
+struct TileEngine {
+  using Query = TileQuery;
+  using Chunk = TileChunk;
+  // Scores may exceed `top` by this: the sums, which lie in memory, then seldom need shrinking.
+  static constexpr float kSlack = 8.0f;
+};
+
+// One thread's scratch and what it does with an item.
+template <int W, typename T, typename Engine>
 class AttentionWorker {
   using S = Simd<W>;
   using F = typename S::F;
+  using Query = typename Engine::Query;
+  using Chunk = typename Engine::Chunk;
 
  public:
   AttentionWorker(const AttentionParams& p, float* memory)
       : p_(p),
         query_(p, memory),
-        chunk_(memory + PackedQuery<W>::floats(p)),
-        own_(memory + PackedQuery<W>::floats(p) + Chunk<W>::kFloats, value_strips(p)),
-        direct_(p.key_width % W == 0 && p.value_width % W == 0) {}
+        chunk_(p, memory + Query::floats(p)),
+        own_(memory + Query::floats(p) + Chunk::floats(p), value_strips(p)) {}
 
   static std::int64_t floats(const AttentionParams& p) {
-    return round_up(PackedQuery<W>::floats(p) + Chunk<W>::kFloats + Partial::floats(value_strips(p)), 16);
+    return round_up(Query::floats(p) + Chunk::floats(p) + Partial::floats(value_strips(p)), 16);
   }
 
   void run(const AttentionItem& item) {
@@ -32,8 +49,8 @@ class AttentionWorker {
     names_ = names(item);
     start();
     if (item.context_begin < end_) {
-      query_.pack(names_, item.row_count, direct_);
-      p_.row_dtype == DType::f32 ? walk<float>() : p_.row_dtype == DType::bf16 ? walk<bf16>() : walk<f16>();
+      query_.pack(names_, item.row_count);
+      walk();
     }
     if (item.store_slot >= 0) return own_.copy_to(slot(p_, item.store_slot), item.row_count);
     for (std::int64_t row = 0; row < item.row_count; ++row) finish_row<W>(p_, names_, own_, row);
@@ -68,10 +85,9 @@ class AttentionWorker {
     end_ = end_ < item_->context_end ? end_ : item_->context_end;
   }
 
-  template <typename T>
   void walk() {
     const ContextRows context(p_, item_->sequence);
-    const char* rows[kChunk];
+    const char* rows[Chunk::kTokens];
     std::int64_t begin = item_->context_begin;
     std::int64_t count = chunk_from(begin);
     context.find(begin, begin + count, sizeof(T), rows);
@@ -82,16 +98,15 @@ class AttentionWorker {
       ahead.row_count = next;
       ahead.first_byte = ahead.byte = item_->group * p_.key_step * sizeof(T);
       ahead.end_byte = ahead.byte + p_.key_width * sizeof(T);
-      compute<T>(rows, begin, count, ahead);
+      compute(rows, begin, count, ahead);
       begin += count;
       count = next;
       __builtin_memcpy(rows, ahead.rows, next * sizeof(char*));
     }
   }
 
-  std::int64_t chunk_from(std::int64_t begin) const { return end_ - begin < kChunk ? end_ - begin : kChunk; }
+  std::int64_t chunk_from(std::int64_t begin) const { return end_ - begin < Chunk::kTokens ? end_ - begin : Chunk::kTokens; }
 
-  template <typename T>
   void compute(const char* const* rows, std::int64_t begin, std::int64_t count, Ahead& ahead) {
     chunk_.template dot<T>(query_, rows, count, item_->group * p_.key_step, p_.key_width, ahead);
     for (std::int64_t row = 0; row < item_->row_count; row += W) softmax(begin, count, row);
@@ -108,6 +123,7 @@ class AttentionWorker {
       const F score = S::load(scores + t * kRows);
       top = score > top ? score : top;
     }
+    top = top > before + Engine::kSlack ? top : before;
     const F base = top == S::broadcast(-kInfinity) ? S::zero() : top;
     const F shrink = exp2_nonpositive<W>(before - base);
     F total = S::load(own_.total + row) * shrink;
@@ -135,18 +151,52 @@ class AttentionWorker {
   }
 
   const AttentionParams& p_;
-  PackedQuery<W> query_;
-  Chunk<W> chunk_;
+  Query query_;
+  Chunk chunk_;
   Partial own_;
-  const bool direct_;
   const AttentionItem* item_ = nullptr;
   RowNames names_{};
   std::int64_t seen_[kRows], seen_by_all_ = 0, end_ = 0;
 };
 
+// Tiles for the items that fill them, vectors for the others: by an item's own rows, whatever else the batch holds.
+class TileOrVectorWorker {
+  using ByVectors = AttentionWorker<16, bf16, VectorEngine<16>>;
+  using ByTiles = AttentionWorker<16, bf16, TileEngine>;
+
+ public:
+  TileOrVectorWorker(const AttentionParams& p, float* memory)
+      : vectors_(p, memory), tiles_(p, memory + ByVectors::floats(p)) {}
+
+  static std::int64_t floats(const AttentionParams& p) { return ByVectors::floats(p) + ByTiles::floats(p); }
+
+  void run(const AttentionItem& item) {
+    item.row_count < TileChunk::kLeastRows ? vectors_.run(item) : tiles_.run(item);
+  }
+
+  void run(const AttentionMerge& merge, std::int64_t row) { vectors_.run(merge, row); }
+
+ private:
+  ByVectors vectors_;
+  ByTiles tiles_;
+};
+
+// `use` with the worker for these rows as its template argument.
+template <int W, typename Use>
+auto with_worker(const AttentionParams& p, Use use) {
+  if constexpr (kHasTiles) {
+    if (TileChunk::suits(p)) return use.template operator()<TileOrVectorWorker>();
+  }
+  switch (p.row_dtype) {
+    case DType::bf16: return use.template operator()<AttentionWorker<W, bf16, VectorEngine<W>>>();
+    case DType::f16: return use.template operator()<AttentionWorker<W, f16, VectorEngine<W>>>();
+    default: return use.template operator()<AttentionWorker<W, float, VectorEngine<W>>>();
+  }
+}
+
 template <int W>
 std::int64_t attention_scratch(const AttentionParams& p) {
-  return AttentionWorker<W>::floats(p);
+  return with_worker<W>(p, [&]<typename Worker>() { return Worker::floats(p); });
 }
 
 template <int W>
@@ -154,11 +204,11 @@ std::int64_t attention_slot(const AttentionParams& p) {
   return Partial::floats(value_strips(p));
 }
 
-template <int W>
-void attention(const AttentionParams& p) {
+template <typename Worker>
+void attention_with(const AttentionParams& p) {
 #pragma omp parallel num_threads(p.threads)
   {
-    AttentionWorker<W> worker(p, p.scratch + omp_get_thread_num() * AttentionWorker<W>::floats(p));
+    Worker worker(p, p.scratch + omp_get_thread_num() * Worker::floats(p));
 #pragma omp for schedule(dynamic, 1)
     for (std::int64_t i = 0; i < p.item_count; ++i) worker.run(p.items[i]);
 #pragma omp for schedule(dynamic, 4)
@@ -167,6 +217,11 @@ void attention(const AttentionParams& p) {
       if (i % kRows < merge.row_count) worker.run(merge, i % kRows);
     }
   }
+}
+
+template <int W>
+void attention(const AttentionParams& p) {
+  with_worker<W>(p, [&]<typename Worker>() { attention_with<Worker>(p); });
 }
 
 }  // namespace latentkv::LATENTKV_ISA

@@ -10,8 +10,12 @@ namespace latentkv::LATENTKV_ISA {
 template <int W>
 class Chunk {
  public:
+  static constexpr std::int64_t kTokens = kChunk;
   static constexpr std::int64_t kFloats = kChunk * kStrip + kChunk * kRows + kRows;
 
+  static std::int64_t floats(const AttentionParams&) { return kFloats; }
+
+  Chunk(const AttentionParams&, float* memory) : Chunk(memory) {}
   explicit Chunk(float* memory) : strip_(memory), scores_(strip_ + kChunk * kStrip), shrink_(scores_ + kChunk * kRows) {}
 
   // [kChunk][kRows]: of a token and a row.

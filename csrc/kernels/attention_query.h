@@ -32,7 +32,11 @@ class PackedQuery {
   static std::int64_t floats(const AttentionParams& p) { return (kRows + W) * stride(p); }
 
   PackedQuery(const AttentionParams& p, float* memory)
-      : p_(p), stride_(stride(p)), q_(memory), lines_(memory + kRows * stride_) {}
+      : p_(p),
+        stride_(stride(p)),
+        can_go_narrow_(p.key_width % W == 0 && p.value_width % W == 0),
+        q_(memory),
+        lines_(memory + kRows * stride_) {}
 
   const Panel* begin() const { return panels_; }
   const Panel* end() const { return panels_ + count_; }
@@ -40,11 +44,11 @@ class PackedQuery {
   std::int64_t stride() const { return stride_; }
 
   // Rows in panels of two vectors, then one; few remaining rows would leave lanes empty and go narrow where that can be.
-  void pack(const RowNames& names, std::int64_t row_count, bool can_go_narrow) {
+  void pack(const RowNames& names, std::int64_t row_count) {
     count_ = 0;
     for (std::int64_t row = 0; row < row_count;) {
       const std::int64_t left = row_count - row;
-      const int vectors = left > W + W / 2 ? 2 : left > W / 2 || !can_go_narrow ? 1 : 0;
+      const int vectors = left > W + W / 2 ? 2 : left > W / 2 || !can_go_narrow_ ? 1 : 0;
       const std::int64_t most = vectors > 0 ? vectors * W : left >= 4 ? 4 : left >= 2 ? 2 : 1;
       Panel& panel = panels_[count_++];
       panel = {row, left < most ? left : most, vectors, {}, 0, q_ + row * stride_};
@@ -118,6 +122,7 @@ class PackedQuery {
 
   const AttentionParams& p_;
   const std::int64_t stride_;
+  const bool can_go_narrow_;
   float *q_, *lines_;
   Panel panels_[kRows / W + 4];
   std::int64_t count_ = 0;

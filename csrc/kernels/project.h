@@ -27,7 +27,7 @@ class ProjectWorker {
   void rows(std::int64_t first, std::int64_t count, std::int64_t first_head, std::int64_t last_head) {
     for (std::int64_t head = first_head; head <= last_head; ++head) {
       if (head == first_head || p_.x.head_stride != 0) {
-        query_.pack({0, p_.tokens, first, head}, count, p_.x.width % W == 0);
+        query_.pack({0, p_.tokens, first, head}, count);
       }
       p_.w_dtype == DType::f32 ? rows_typed<float>(first, count, head) : rows_typed<bf16>(first, count, head);
     }

@@ -8,7 +8,7 @@ namespace {
 
 constexpr std::int64_t kPageTokens = 16;
 constexpr std::int64_t kTileRows = 64;     // backends/native_plan.py's TILE_ROWS
-constexpr std::int64_t kPieceTokens = 96;  // two of its CHUNK_TOKENS
+constexpr std::int64_t kPieceTokens = 96;  // two of the vector kernel's chunks, one and a half on tiles
 constexpr double kLog2E = 1.4426950408889634;
 
 // Queries of `a` against the key's first elements and `b` against its last blocks, as in AttentionParams.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +26,24 @@ VARIABLES = (
         "baseline | avx2 | avx512 | avx512vnni | amx",
         "Force this instruction set for the native kernels; a name that this build or CPU does not have is an error.",
     ),
+    Variable(
+        "LATENTKV_HOME",
+        "a folder",
+        "Where latentkv keeps the user's own data, such as models added to the catalogue; "
+        "by default `latentkv` in XDG_DATA_HOME, else in `~/.local/share`.",
+    ),
 )
 
 
 def isa() -> str | None:
     """The forced instruction set, or None for the best one the CPU has."""
     return os.environ.get("LATENTKV_ISA") or None
+
+
+def home() -> Path:
+    """The folder of the user's own data; it may not exist yet."""
+    named = os.environ.get("LATENTKV_HOME")
+    if named:
+        return Path(named).expanduser()
+    data = os.environ.get("XDG_DATA_HOME")
+    return (Path(data) if data else Path.home() / ".local" / "share") / "latentkv"

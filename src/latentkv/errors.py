@@ -7,6 +7,7 @@
     ├── CheckpointError       a weights file is damaged, or its tensors are not the model's
     ├── TokenizerError        a tokenizer or chat template is missing or unusable
     ├── ShapeError            an array argument has the wrong shape, dtype or device
+    ├── MemoryShortError      a model's weights need more memory than there is
     ├── UnsupportedError      no backend can run this call, or the named one cannot
     ├── StalePlanError        a plan is used for lengths it was not made for
     └── CapacityError         more tokens or pages are asked for than exist
@@ -45,6 +46,10 @@ class TokenizerError(LatentKVError):
 
 class ShapeError(LatentKVError, ValueError):
     """An array argument has the wrong shape, dtype, device or strides."""
+
+
+class MemoryShortError(LatentKVError):
+    """Loading would take more memory than there is; the message says how much and what takes less."""
 
 
 class UnsupportedError(LatentKVError):

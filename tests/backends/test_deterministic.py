@@ -22,10 +22,10 @@ from latentkv.ops.absorb import UpProjection
 from support.compare import assert_close
 from support.hostile import Hostile, hostile_case, strided_normal
 
-# Contexts that are cut between threads, chunks that fill tiles and single tokens, whose sums could take other orders.
+# Rows of whole matrix tiles. Contexts that are cut between threads, chunks that fill tiles and single tokens, whose sums could take other orders.
 LONG = [(1, 2100), (3, 1500), (0, 9), (1, 1), (40, 1000), (1, 700)]
 PAGE_TOKENS = 64
-HEADS, LATENT, ROPE, NOPE, VALUE = 5, 48, 16, 24, 20
+HEADS, LATENT, ROPE, NOPE, VALUE = 5, 64, 32, 24, 20
 
 every_isa = pytest.mark.parametrize("isa", available_isas())
 
@@ -38,7 +38,7 @@ def threads() -> Iterator[None]:
 
 
 def mla_case() -> Hostile:
-    return hostile_case(mla_row("f32", kv_lora_rank=LATENT, qk_rope_head_dim=ROPE), LONG, page_tokens=PAGE_TOKENS)
+    return hostile_case(mla_row("bf16", kv_lora_rank=LATENT, qk_rope_head_dim=ROPE), LONG, page_tokens=PAGE_TOKENS)
 
 
 def up_projection() -> UpProjection:

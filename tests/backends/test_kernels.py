@@ -13,8 +13,9 @@ from torch import Tensor
 
 from latentkv.backends.isa import available_isas
 from latentkv.backends.kernels import Kernels, choose_kernels, native_kernels, portable_kernels
+from latentkv.cache.codec import encode_rows
 from latentkv.cache.latent import LatentCache, LayerCache
-from latentkv.cache.layout import FORMATS, CacheLayout, mla_row
+from latentkv.cache.layout import CacheLayout, mla_row
 from latentkv.errors import OptionError, ShapeError
 from support.compare import Tolerance, assert_close
 
@@ -139,7 +140,7 @@ def poisoned_layer(format: str) -> LayerCache:
 
 
 @every_kernels
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", ["f32", "bf16", "f16"])
 @pytest.mark.parametrize("dtypes", [(a, b) for a in FLOATS for b in FLOATS])
 def test_write_rows_stores_rounded_parts_and_touches_nothing_else(
     name: str, format: str, dtypes: tuple[torch.dtype, torch.dtype]
@@ -152,6 +153,19 @@ def test_write_rows_stores_rounded_parts_and_touches_nothing_else(
     expected[slots] = torch.cat([parts["latent"].to(expected.dtype), parts["rope"].to(expected.dtype)], dim=1)
     assert_close(layer.rows.view(20, 43), expected, tolerance="exact")
     assert not kernels.fallbacks
+
+
+@every_kernels
+@pytest.mark.parametrize("format", ["fp8", "int8", "int6", "int4"])
+def test_rows_of_codes_are_written_as_the_reference_writes_them(name: str, format: str) -> None:
+    cache = LatentCache(CacheLayout(mla_row(format, kv_lora_rank=130, qk_rope_head_dim=6), 2, 4), 5)
+    cache.storage.fill_(255)
+    expected = cache.storage.clone()
+    parts = {"rope": strided(4, 6, torch.float32, seed=1), "latent": strided(4, 130, torch.bfloat16)}
+    slots = torch.tensor([19, 0, 7, 3])
+    choose_kernels(name).write_rows(cache.layer(1), slots, parts)
+    expected[1].view(20, -1)[slots] = encode_rows(cache.layout.row, parts)
+    assert torch.equal(cache.storage, expected)
 
 
 @every_isa

@@ -204,6 +204,33 @@ def test_every_number_of_heads(heads: int, isa: str) -> None:
     assert_close(got.lse, lse, tolerance="lse")
 
 
+@every_isa
+@pytest.mark.parametrize("page_tokens", [4, 64])
+@pytest.mark.parametrize("query_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("heads", [1, 3, 17, 33, 70])
+def test_rows_of_whole_matrix_tiles(heads: int, query_dtype: torch.dtype, page_tokens: int, isa: str) -> None:
+    """bfloat16 rows of 32s of elements: contexts that end inside a tile, between pages, and after many chunks."""
+    row = mla_row("bf16", kv_lora_rank=96, qk_rope_head_dim=32)
+    lengths = [(1, 300), (3, 130), (0, 5), (1, 64), (2, 65), (1, 1), (5, 16), (1, 47)]
+    case = hostile_case(row, lengths, page_tokens=page_tokens)
+    query = strided_normal(case.batch.num_tokens, heads, 128, seed=13, dtype=query_dtype)
+    got = run(query, case, isa=isa)
+    out, lse = absorbed_reference(query, case.contexts, case.lengths, scale=0.1)
+    assert_close(got.out, out, tolerance=str(query_dtype).removeprefix("torch."))
+    assert_close(got.lse, lse, tolerance="lse")
+
+
+@every_isa
+def test_keys_of_several_groups_in_whole_matrix_tiles(isa: str) -> None:
+    row = kv_row("bf16", num_key_value_heads=2, head_dim=64, v_head_dim=32)
+    case = hostile_case(row, [(4, 100), (1, 33), (40, 40)], page_tokens=16)
+    query = strided_normal(case.batch.num_tokens, 8, 64, seed=13)
+    got = run(query, case, isa=isa)
+    out, lse = kv_reference(query, case.contexts, case.lengths, groups=2, scale=0.1)
+    assert_close(got.out, out, tolerance="float32")
+    assert_close(got.lse, lse, tolerance="lse")
+
+
 LONG = [(1, 2100), (3, 1500), (0, 9), (1, 1), (40, 1000)]
 
 
@@ -252,9 +279,11 @@ def test_both_forms_in_one_batch(isa: str) -> None:
 
 
 @every_isa
-def test_large_scores_keep_the_largest(isa: str) -> None:
-    sizes = SIZES["two_heads"]
-    case = hostile_case(sizes.row, [(1, 300)], page_tokens=16)
+@pytest.mark.parametrize("format", ["f32", "bf16"])
+def test_large_scores_keep_the_largest(format: str, isa: str) -> None:
+    sizes = Sizes(H=5, L=64, R=32)
+    row = mla_row(format, kv_lora_rank=sizes.L, qk_rope_head_dim=sizes.R)
+    case = hostile_case(row, [(1, 300)], page_tokens=16)
     query = absorbed_query(sizes, case) * 1e4
     got = run(query, case, isa=isa)
     _, lse = absorbed_reference(query, case.contexts, case.lengths, scale=0.1)
@@ -263,9 +292,11 @@ def test_large_scores_keep_the_largest(isa: str) -> None:
 
 
 @every_isa
-def test_a_query_that_is_not_a_number_is_not_hidden_and_stays_alone(isa: str) -> None:
+@pytest.mark.parametrize("format", ["f32", "bf16"])
+def test_a_query_that_is_not_a_number_is_not_hidden_and_stays_alone(format: str, isa: str) -> None:
     sizes = SIZES["deepseek"]
-    case = hostile_case(sizes.row, [(1, 100)], page_tokens=16)
+    row = mla_row(format, kv_lora_rank=sizes.L, qk_rope_head_dim=sizes.R)
+    case = hostile_case(row, [(1, 100)], page_tokens=16)
     query = absorbed_query(sizes, case)
     query[0, 3, 5] = torch.nan
     got = run(query, case, isa=isa)

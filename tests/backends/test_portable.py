@@ -9,7 +9,7 @@ import torch
 
 from latentkv.attend import attend, plan_attend, request_for
 from latentkv.backends import portable, registry
-from latentkv.cache.layout import PAGE_TOKENS, kv_row, mla_row
+from latentkv.cache.layout import FORMATS, PAGE_TOKENS, kv_row, mla_row
 from latentkv.errors import StalePlanError
 from latentkv.ops.absorb import UpProjection
 from support.compare import assert_close
@@ -134,14 +134,24 @@ def test_grouped_query_attention(heads, groups, mode, causal):
 
 @pytest.mark.parametrize("form", ["latent", "head"])
 @pytest.mark.parametrize("query_dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("format", ["bf16", "f16"])
-def test_half_precision_cache_and_queries_round_nothing_but_the_output(format, form, query_dtype):
+@pytest.mark.parametrize("format", [name for name in FORMATS if name != "f32"])
+def test_compact_caches_and_queries_round_nothing_but_the_output(format, form, query_dtype):
     sizes = SIZES["usual"]
     case = mla_case(sizes, "mix", format=format)
     query, up = mla_query(sizes, case, query_dtype), sizes.up()
     up = UpProjection(up.w_uk.bfloat16(), up.w_uv.bfloat16())
     attended = attend(query, case.layer, case.batch, scale=sizes.scale, up=up, form=form)
     assert_is_mla(attended, sizes, case, query, up, tolerance=str(query_dtype).removeprefix("torch."))
+
+
+@pytest.mark.parametrize("format", ["fp8", "int8", "int6", "int4"])
+def test_keys_and_values_of_codes(format):
+    row = kv_row(format, num_key_value_heads=3, head_dim=5, v_head_dim=7)
+    case = hostile_case(row, awkward_lengths(4)["mix"], page_tokens=4)
+    query = strided_normal(case.batch.num_tokens, 6, 5, seed=17)
+    attended = attend(query, case.layer, case.batch, scale=5**-0.5)
+    out, _ = kv_reference(query, case.contexts, case.lengths, groups=3, scale=5**-0.5)
+    assert_close(attended.out, out, tolerance="float32")
 
 
 def test_large_scores_neither_overflow_nor_lose_the_largest():

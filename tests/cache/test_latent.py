@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from latentkv.cache.latent import LatentCache
-from latentkv.cache.layout import CacheLayout, mla_row
+from latentkv.cache.layout import FORMATS, CacheLayout, mla_row
 from latentkv.errors import OptionError, ShapeError
 
 SLOTS = torch.tensor([9, 0, 7])
@@ -72,6 +72,26 @@ def test_copied_pages_are_the_same_in_every_layer_and_the_source_stays() -> None
     cache.copy_pages([0], [2])
     assert torch.equal(cache.storage[:, 2], before[:, 0])
     assert torch.equal(cache.storage[:, :2], before[:, :2])
+
+
+@pytest.mark.parametrize("format", [name for name in FORMATS if name not in ("f32", "bf16", "f16")])
+def test_rows_of_codes_come_back_from_their_slots_and_nothing_else_is_written(format: str) -> None:
+    layout = CacheLayout(mla_row(format, kv_lora_rank=70, qk_rope_head_dim=2), 2, 4)
+    cache = LatentCache(layout, 3)
+    cache.storage.fill_(255)
+    parts = random_parts(70)
+    cache.layer(1).write(SLOTS, parts)
+    read = cache.layer(1).read(SLOTS)
+    assert torch.equal(read["rope"], parts["rope"].bfloat16().float())
+    assert (read["latent"] - parts["latent"]).abs().max() < parts["latent"].abs().max() / 15
+    untouched = torch.ones(12, dtype=torch.bool)
+    untouched[SLOTS] = False
+    assert (cache.storage[1].view(12, -1)[untouched] == 255).all()
+    assert (cache.storage[0] == 255).all()
+    none = torch.empty(0, dtype=torch.int64)
+    cache.layer(0).write(none, {"latent": torch.empty(0, 70), "rope": torch.empty(0, 2)})
+    assert cache.layer(0).read(none)["latent"].shape == (0, 70)
+    assert (cache.storage[0] == 255).all()
 
 
 def test_writing_nothing_is_legal() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from latentkv.cache.latent import LatentCache
-from latentkv.cache.layout import CacheLayout, kv_row, layout_for, mla_row, row_layout
+from latentkv.cache.layout import FORMATS, CacheLayout, kv_row, layout_for, mla_row, row_layout
 from latentkv.errors import OptionError
 from latentkv.geometry import AttentionGeometry, MLAGeometry
 
@@ -29,6 +29,64 @@ def test_row_of_deepseek(format: str, row_bytes: int) -> None:
     assert row.part("rope").offset_bytes == row_bytes * 512 // 576
 
 
+# Offset of scales and of the RoPE part, and the whole: what FlashMLA fixes for fp8, what the picture in layout.py says.
+@pytest.mark.parametrize(
+    ("format", "scales_at", "rope_at", "row_bytes"),
+    [("fp8", 512, 528, 656), ("int8", 512, 528, 656), ("int6", 384, 400, 528), ("int4", 256, 272, 400)],
+)
+def test_coded_row_of_deepseek(format: str, scales_at: int, rope_at: int, row_bytes: int) -> None:
+    row = mla_row(format, kv_lora_rank=512, qk_rope_head_dim=64)
+    latent, rope = row.parts
+    assert latent.scales is not None
+    assert (latent.offset_bytes, latent.size_bytes) == (0, scales_at)
+    assert (latent.scales.offset_bytes, latent.scales.size_bytes) == (scales_at, 16)
+    assert (rope.offset_bytes, rope.size_bytes, rope.dtype, rope.scales) == (rope_at, 128, "bfloat16", None)
+    assert (row.row_bytes, row.row_elements, row.storage_elements, row.storage_dtype) == (
+        row_bytes,
+        576,
+        row_bytes,
+        "uint8",
+    )
+    assert row.rotated == (format in ("int8", "int6", "int4"))
+
+
+def test_sizes_that_are_no_whole_groups_are_filled_up_and_aligned() -> None:
+    # 65 codes of 6 bits: two packing units of 48 bytes; two scales of 2 bytes; 3 bfloat16, and 2 to a multiple of 4.
+    row = mla_row("int6", kv_lora_rank=65, qk_rope_head_dim=3)
+    latent, rope = row.parts
+    assert latent.scales is not None
+    assert (latent.size_bytes, latent.scales.offset_bytes, latent.scales.count) == (96, 96, 2)
+    assert (rope.offset_bytes, row.row_bytes) == (100, 108)
+    # 5 bytes of fp8, 3 of alignment, one float32 scale.
+    row = mla_row("fp8", kv_lora_rank=5, qk_rope_head_dim=1)
+    latent, rope = row.parts
+    assert latent.scales is not None
+    assert (latent.size_bytes, latent.scales.offset_bytes, rope.offset_bytes, row.row_bytes) == (5, 8, 12, 16)
+
+
+def test_six_bits_on_deepseek_v2_against_what_was_published() -> None:
+    deepseek_67b = AttentionGeometry(
+        num_hidden_layers=95, num_attention_heads=64, num_key_value_heads=8, head_dim=128, v_head_dim=128
+    )
+    replaced = layout_for(deepseek_67b).bytes_per_token
+    pure = DEEPSEEK_V2.row_elements * DEEPSEEK_V2.num_hidden_layers * 6 // 8
+    assert (replaced, pure) == (389_120, 25_920)
+    assert round(100 * (1 - pure / replaced), 1) == 93.3
+    sizes = {name: layout_for(DEEPSEEK_V2, name).bytes_per_token for name in ("fp8", "int8", "int6", "int4")}
+    assert sizes == {"fp8": 39_360, "int8": 39_360, "int6": 31_680, "int4": 24_000}
+    assert round(100 * (1 - sizes["int6"] / replaced), 1) == 91.9
+
+
+def test_keys_and_values_are_both_codes_and_never_rotated() -> None:
+    row = kv_row("int4", num_key_value_heads=2, head_dim=32, v_head_dim=16)
+    assert [(part.name, part.dtype, part.offset_bytes, part.size_bytes) for part in row.parts] == [
+        ("key", "int4", 0, 32),
+        ("value", "int4", 36, 32),
+    ]
+    assert row.row_bytes == 72
+    assert not row.rotated
+
+
 def test_bytes_per_token_of_whole_models() -> None:
     assert layout_for(DEEPSEEK_V2).bytes_per_token == 69_120
     assert layout_for(LLAMA_3_8B).bytes_per_token == 131_072
@@ -36,7 +94,7 @@ def test_bytes_per_token_of_whole_models() -> None:
 
 
 @pytest.mark.parametrize(("latent", "rope"), [(512, 64), (256, 32), (576, 0), (0, 64)])
-@pytest.mark.parametrize("format", ["f32", "bf16", "f16"])
+@pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("page_tokens", [1, 16, 256])
 def test_layout_tells_the_bytes_that_are_allocated(latent: int, rope: int, format: str, page_tokens: int) -> None:
     layout = CacheLayout(mla_row(format, kv_lora_rank=latent, qk_rope_head_dim=rope), 3, page_tokens)
@@ -61,8 +119,8 @@ def test_pages_for(tokens: int, pages: int) -> None:
 
 def test_what_cannot_be_laid_out_is_refused() -> None:
     with pytest.raises(OptionError, match="cache format: expected one of f32, bf16, f16"):
-        row_layout("fp3", [("latent", 4)])
+        row_layout("fp3", [("latent", 4, "latent")])
     with pytest.raises(OptionError, match="elements of row part 'rope'"):
-        row_layout("f32", [("latent", 4), ("rope", -1)])
+        row_layout("f32", [("latent", 4, "latent"), ("rope", -1, "rope")])
     with pytest.raises(OptionError, match="page_tokens: expected a power of two from 1 to 256, got 48"):
         layout_for(DEEPSEEK_V2, page_tokens=48)

@@ -190,3 +190,10 @@ def test_the_default_model_names_rivers_from_both_caches(run: Run) -> None:
     assert "Danube" in latent.stdout
     assert latent.stdout == grouped.stdout
     assert "23,040 B/token (bf16 MLA) vs 23,040 (GQA-3) vs 69,120 (MHA)" in latent.stderr
+
+
+def test_a_model_that_does_not_fit_is_refused_and_may_be_tried_anyway(run: Run, tiny_folder: Path) -> None:
+    wish = ("generate", tiny_folder, "--prompt", "hello", "--max-tokens", "2", "--no-stats")
+    assert_one_sentence(run(*wish, "--memory", "1KB"), "lift the limit")
+    assert_one_sentence(run(*wish, "--memory", "1024"), "--memory", "GiB")
+    assert run(*wish, "--memory", "unlimited").exit_code == 0

@@ -11,12 +11,10 @@ from typing import Any
 import pytest
 
 from latentkv.cache.layout import FORMATS
+from latentkv.planner.catalog import CATALOG_FILE
 from support.command_line import Run, assert_one_sentence
 
-MODELS = {
-    record["name"]: record["config"]
-    for record in json.loads((Path(__file__).parents[1] / "data" / "models.json").read_text("utf-8"))
-}
+MODELS = {record["name"]: record["config"] for record in json.loads(CATALOG_FILE.read_text("utf-8"))}
 V2 = MODELS["deepseek-ai/DeepSeek-V2"] | {"model_type": "deepseek_v2", "architectures": ["DeepseekV2ForCausalLM"]}
 
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
 from latentkv.cli.parameters import FAMILIES, count_parameters
 from latentkv.geometry import from_config
+from latentkv.planner.catalog import CATALOG_FILE
 
-RECORDS = {
-    record["name"]: record
-    for record in json.loads((Path(__file__).parents[1] / "data" / "models.json").read_text("utf-8"))
-}
+RECORDS = {record["name"]: record for record in json.loads(CATALOG_FILE.read_text("utf-8"))}
 MODEL_TYPES = {
     "deepseek-ai/DeepSeek-V2": "deepseek_v2",
     "deepseek-ai/DeepSeek-V2-Lite": "deepseek_v2",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from latentkv.convert import exact
+from latentkv.convert import writing
 from latentkv.convert.exact import convert_exact
 from latentkv.errors import OptionError, UnsupportedModelError
 from latentkv.geometry import MLAGeometry
@@ -36,7 +36,7 @@ def test_converted_checkpoint_reloads_with_the_logits_of_the_original(family: Fa
 
 def test_shards_are_indexed_and_reload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_model(GQA_FAMILIES[0], tmp_path / "gqa")
-    monkeypatch.setattr(exact, "SHARD_BYTES", 20_000)
+    monkeypatch.setattr(writing, "SHARD_BYTES", 20_000)
     convert_exact(tmp_path / "gqa", tmp_path / "mla", dtype="bfloat16")
     index = json.loads((tmp_path / "mla" / "model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) > 2

@@ -31,7 +31,10 @@ class Tolerance:
     whole: float | None = None
 
 
-# Where the numbers come from. u = 2**-24 is the rounding of float32, 2**-9 that of bfloat16. Test data is unit normal,
+# Root mean square error of an element that is stored as a code, relative to that of its group: derived below.
+CODE_ERRORS = {"fp8": 0.026, "int8": 0.0064, "int6": 0.024, "int4": 0.095}
+
+# Where the numbers come from. u = 2**-24 is the rounding of float32, 2**-8 that of bfloat16. Test data is unit normal,
 # so that scores and outputs are of order 1, and sums have K <= 2048 terms.
 TOLERANCES = {
     # Copies, permutations and integer-valued arithmetic have no rounding.
@@ -40,16 +43,28 @@ TOLERANCES = {
     # weighted sum, up-projection): 1.1e-5 at worst, usually a tenth. The whole result's relative error is the root mean
     # square, at most 4.5e-6, and 1 - cos = error² / 2 = 1e-11.
     "float32": Tolerance(dtype=torch.float32, absolute=1e-5, relative=1e-5, cosine=1e-11),
-    # Computed in float32 from exactly these inputs and rounded once: 2**-9 of the element, doubled for a value whose
-    # float32 error carries it over a rounding boundary; near zero float32's own error remains. The root mean square of
-    # the rounding is below 2**-9, and (2**-9)² / 2 = 1.9e-6.
-    "bfloat16": Tolerance(dtype=torch.bfloat16, absolute=1e-5, relative=2**-8, cosine=1.9e-6),
+    # Computed in float32 from exactly these inputs and rounded once: half a step, at most 2**-8 of an element, after
+    # float32's own error of 1e-5, which alone remains near zero. The root mean square of the rounding is below 2**-9,
+    # and (2**-9)² / 2 = 1.9e-6.
+    "bfloat16": Tolerance(dtype=torch.bfloat16, absolute=1e-5, relative=2**-8 + 1e-5, cosine=1.9e-6),
     # The same for float16, whose half step is at most 2**-11 of an element: doubled for one, and for the whole,
     # where no element's error exceeds it but by chance, (2**-11)² / 2 = 1.2e-7.
     "float16": Tolerance(dtype=torch.float16, absolute=1e-5, relative=2**-10, cosine=1.2e-7),
     # The error of an LSE is a weighted mean of score errors (u * sqrt(K) each, 2.7e-6) plus the logarithm's rounding,
     # u * |lse|; scores far above 1 bring an error in proportion, 16 u = 1e-6 of the LSE.
     "lse": Tolerance(dtype=torch.float32, absolute=1e-5, relative=1e-6, cosine=1e-11),
+    # Attention over rows of codes against attention over the numbers they were made from, normal ones (rotated formats
+    # make them so). e is the rms error of a code relative to that of its group: half steps are amax / 254, 64, 16 for
+    # int8, int6, int4 with amax = 2.83, 2.63, 2.63 standard deviations among 128 and 64 numbers, and the error is even
+    # within, half step / sqrt(3): 0.0064, 0.024, 0.095. fp8's half step is 1/32 to 1/16 of an element, rms 0.026. The
+    # error enters values (e of them) and, through scores of standard deviation 1, their weights (e again): sqrt(2) e
+    # of the whole output, and 1 - cos = (sqrt(2) e)² / 2 = e², doubled for the luck of short contexts. The worst of
+    # 1e4 elements is 4 deviations out: 6 e of the largest output. An LSE averages score errors of deviation e: 5 e.
+    **{
+        f"attention over {name}": Tolerance(dtype=torch.float32, of_max=6 * e, cosine=2 * e**2, whole=2 * e**2)
+        for name, e in CODE_ERRORS.items()
+    },
+    **{f"lse over {name}": Tolerance(dtype=torch.float32, absolute=5 * e) for name, e in CODE_ERRORS.items()},
     # The promise to users: float32 logits differ from transformers' by at most 1e-4 of the largest logit, over whole
     # models whose both sides round in float32. (1e-4)² / 2 = 5e-9 for the whole.
     "logits": Tolerance(dtype=torch.float32, of_max=1e-4, cosine=5e-9),

@@ -1,8 +1,9 @@
 """Ragged batches over a paged cache in which everything that must not be read is poisoned.
 
-All storage starts as NaN and only real context is written, so page tails, unused pages and other layers stay NaN. Pages
-are taken in random order, page-table slots past a context hold huge page numbers, and queries and index tensors are
-strided views. A computation that reads one element too many gives NaN or an index error, not a plausible number.
+All storage starts as NaN (where rows are codes, as bytes of ones: their scales are NaN) and only real context is
+written, so page tails, unused pages and other layers stay NaN. Pages are taken in random order, page-table slots past a
+context hold huge page numbers, and queries and index tensors are strided views. A computation that reads one element
+too many gives NaN or an index error, not a plausible number.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def hostile_case(
     layout = CacheLayout(row, LAYERS, page_tokens)
     counts = [layout.pages_for(context) for _, context in lengths]
     cache = LatentCache(layout, sum(counts) + SPARE_PAGES)
-    cache.storage.fill_(torch.nan)
+    poison(cache.storage)
     order = torch.randperm(cache.num_pages, generator=generator).tolist()
     pages = [[order.pop() for _ in range(count)] for count in counts]
     batch = Batch.build(
@@ -62,6 +63,11 @@ def hostile_case(
         _write_context(layer, table, context, generator) for table, (_, context) in zip(pages, lengths, strict=True)
     )
     return Hostile(_poison_indices(batch, counts, generator), cache, layer, contexts)
+
+
+def poison(storage: Tensor) -> None:
+    """Fill a cache's storage with what reads back as NaN."""
+    storage.fill_(torch.nan if storage.dtype.is_floating_point else 255)
 
 
 def awkward_lengths(page_tokens: int) -> dict[str, list[tuple[int, int]]]:

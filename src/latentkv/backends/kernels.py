@@ -232,6 +232,10 @@ class _Native:
 
     def write_latent(self, layer: LayerCache, slots: Tensor, kv: Tensor, **options: Unpack[WriteOptions]) -> None:
         latent_width = layer.layout.part("latent").elements
+        if layer.layout.rotated:
+            self._count("write_latent", "latents are stored rotated")
+            write_latent(layer, slots, kv, **options)
+            return
         try:
             self.isa.write_latent(layer.rows, slots, kv, latent_width=latent_width, **options)
         except self._declined as reason:

@@ -13,17 +13,18 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-# Rows (token and head) that the kernel computes together, and context tokens it walks in one go: csrc/kernels.
+# Rows (token and head) that the kernel computes together: csrc/kernels.
 TILE_ROWS = 64
-CHUNK_TOKENS = 48
+# Contexts are cut at multiples of this: whole chunks of the kernel, which are of 48 tokens, on matrix tiles of 64.
+CUT_TOKENS = 192
 # A range of context this short is not worth the merge.
-LEAST_TOKENS = 10 * CHUNK_TOKENS
+LEAST_TOKENS = 3 * CUT_TOKENS
 # More items than threads: the last to finish is then late by little.
 ITEMS_PER_THREAD = 4
 # What one context token costs besides its rows, in rows: reading and widening it.
 TOKEN_ROWS = 4
 # With `deterministic`, the pieces of a context depend on the sequence's own lengths alone.
-FIXED_TOKENS = 20 * CHUNK_TOKENS
+FIXED_TOKENS = 5 * CUT_TOKENS
 FIXED_PIECES = 16
 
 
@@ -162,8 +163,8 @@ def _fixed_pieces(tile: _Tile, tiles: int) -> list[tuple[int, int]]:
 
 def _cut(tile: _Tile, count: int) -> list[tuple[int, int]]:
     """`count` ranges of whole chunks; the last also holds what only a call without causal mask sees."""
-    chunks = -(-tile.seen // CHUNK_TOKENS)
-    cuts = [chunks * i // count * CHUNK_TOKENS for i in range(count)]
+    parts = -(-tile.seen // CUT_TOKENS)
+    cuts = [parts * i // count * CUT_TOKENS for i in range(count)]
     return list(zip(cuts, [*cuts[1:], tile.context], strict=True))
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from latentkv.cache.codec import TORCH_DTYPE, decode_rows, encode_rows
 from latentkv.cache.layout import CacheLayout, RowLayout
+from latentkv.cache.memory import allocate
 from latentkv.errors import OptionError, sentence
 
 
@@ -20,8 +21,10 @@ from latentkv.errors import OptionError, sentence
 class LayerCache:
     """One layer's pages.
 
-    rows: [pages, page_tokens, row_elements] in the layout's storage dtype; a view of the cache, written in place.
+    rows: [pages, page_tokens, storage_elements] in the layout's storage dtype; a view of the cache, written in place.
           Reading takes any strides; writing needs pages without gaps.
+
+    Where the layout is `rotated`, latents are written and read as they are stored, that is rotated.
     """
 
     rows: Tensor
@@ -34,7 +37,7 @@ class LayerCache:
 
     def write(self, slots: Tensor, parts: Mapping[str, Tensor]) -> None:
         """Encode one tensor [T, elements] per row part and store row t at slots[t] ([T] int64). Mutates the cache."""
-        self.rows.view(-1, self.layout.row_elements)[slots] = encode_rows(self.layout, parts)
+        self.rows.view(-1, self.layout.storage_elements)[slots] = encode_rows(self.layout, parts)
 
     def read(self, slots: Tensor) -> dict[str, Tensor]:
         """The rows at slots [S] int64, decoded: one float32 tensor [S, elements] per part."""
@@ -44,7 +47,7 @@ class LayerCache:
 class LatentCache:
     """`num_pages` pages for every layer of a model, allocated at once and never grown.
 
-    storage: [layers, pages, page_tokens, row_elements], uninitialised: nothing may read a row before it is written
+    storage: [layers, pages, page_tokens, storage_elements], of no value yet: nothing may read a row before it is written
     """
 
     def __init__(self, layout: CacheLayout, num_pages: int, *, device: torch.device | str = "cpu") -> None:
@@ -52,9 +55,9 @@ class LatentCache:
             raise OptionError(sentence("num_pages", expected="1 or more", got=num_pages))
         self.layout = layout
         self.num_pages = num_pages
-        self.storage = torch.empty(
-            (layout.num_hidden_layers, num_pages, layout.page_tokens, layout.row.row_elements),
-            dtype=TORCH_DTYPE[layout.row.storage_dtype],
+        self.storage = allocate(
+            (layout.num_hidden_layers, num_pages, layout.page_tokens, layout.row.storage_elements),
+            TORCH_DTYPE[layout.row.storage_dtype],
             device=device,
         )
 

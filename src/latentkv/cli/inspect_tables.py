@@ -6,10 +6,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from latentkv.cli.cache_report import GB, GIB, CacheCost, cache_costs, compared_with
+from latentkv.cli.cache_report import CacheCost, cache_costs
 from latentkv.cli.inspect import Report, known_fields
 from latentkv.cli.parameters import Parameters
 from latentkv.geometry import Geometry, MLAGeometry
+from latentkv.planner.twins import twins
+from latentkv.planner.units import GB, GIB
 
 WIDEST_COLUMNS = 110
 
@@ -20,7 +22,7 @@ def print_report(report: Report) -> None:
     console.print(_facts(report))
     if report.geometry is not None:
         console.print(_costs(cache_costs(report.geometry, context_tokens=report.context_tokens), report.context_tokens))
-        form = compared_with(report.geometry)[0]
+        form = twins(report.geometry)[0]
         console.print(f"  The others would cache keys of {form.head_dim} and values of {form.v_head_dim} per KV head.")
 
 

@@ -10,6 +10,7 @@ import click
 
 from latentkv.cache.layout import DEFAULT_PAGE_TOKENS, FORMATS, PAGE_TOKENS
 from latentkv.errors import OptionError, sentence
+from latentkv.planner.units import parse_bytes
 
 if TYPE_CHECKING:
     from latentkv.engine.sampling_params import SamplingParams
@@ -26,6 +27,7 @@ class EngineOptions:
     attention: Literal["mla", "gqa"]
     cache_format: str
     page_tokens: int
+    memory_bytes: int | Literal["available", "unlimited"] = "available"
 
 
 SAMPLING = (
@@ -69,7 +71,7 @@ ENGINE = (
         type=click.Choice(list(FORMATS)),
         default="bf16",
         show_default=True,
-        help="How cached rows are stored.",
+        help="How cached rows are stored; fp8 and int8 take 57 % of bf16, int6 46 %, int4 35 % on DeepSeek's latents.",
     ),
     click.option(
         "--page-tokens",
@@ -77,6 +79,13 @@ ENGINE = (
         default=str(DEFAULT_PAGE_TOKENS),
         show_default=True,
         help="Tokens in a page of the cache.",
+    ),
+    click.option(
+        "--memory",
+        metavar="SIZE",
+        default="available",
+        show_default=True,
+        help="What weights may take: a size such as 8GiB, available (what is free now), or unlimited to try anyway.",
     ),
 )
 OUTPUT = (
@@ -111,7 +120,14 @@ def engine_options(options: Mapping[str, Any]) -> EngineOptions:
         attention=options["attention"],
         cache_format=options["cache_format"],
         page_tokens=int(options["page_tokens"]),
+        memory_bytes=_memory(options["memory"]),
     )
+
+
+def _memory(text: str) -> int | Literal["available", "unlimited"]:
+    if text == "available":
+        return "available"
+    return "unlimited" if text == "unlimited" else parse_bytes(text, name="--memory")
 
 
 def checked_prompt(prompt: str) -> str:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import json
 import math
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, BinaryIO, Literal
 
 from latentkv.errors import CheckpointError, sentence
 from latentkv.geometry import AttentionGeometry, Geometry, MLAGeometry
 from latentkv.geometry_fields import Fields, optional_size, required_size
+from latentkv.models.quantized_format import CODES, SHAPE, SUFFIXES
+from latentkv.planner.weights import kv_parameters, mla_parameters
 
 MAX_HEADER_BYTES = 100_000_000
 NOT_WEIGHTS = ("_scale_inv", "_scale", "rotary_emb.inv_freq")
@@ -104,14 +107,22 @@ def _tensor_sizes(file: Path) -> Iterator[int]:
     with file.open("rb") as stream:
         header_bytes = int.from_bytes(stream.read(8), "little")
         text = stream.read(header_bytes) if header_bytes <= MAX_HEADER_BYTES else b""
-    try:
-        for name, record in json.loads(text).items():
-            if name != "__metadata__" and not name.endswith(NOT_WEIGHTS):
-                yield math.prod(record["shape"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            sentence(str(file), expected="a safetensors header", got="none", remedy=remedy)
-        ) from error
+        try:
+            yield from _sizes(stream, 8 + header_bytes, json.loads(text))
+        except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+            raise CheckpointError(
+                sentence(str(file), expected="a safetensors header", got="none", remedy=remedy)
+            ) from error
+
+
+def _sizes(stream: BinaryIO, data_start: int, records: dict[str, Any]) -> Iterator[int]:
+    for name, record in records.items():
+        if name.endswith(SHAPE) and name.removesuffix(SHAPE) + CODES in records:
+            # Codes are padded to whole panels: what the matrix has stands in its record.
+            stream.seek(data_start + record["data_offsets"][0])
+            yield math.prod(struct.unpack("<2q", stream.read(16)))
+        elif name != "__metadata__" and not name.endswith((*NOT_WEIGHTS, *SUFFIXES)):
+            yield math.prod(record["shape"])
 
 
 def _size(fields: Fields, name: str) -> int:
@@ -143,7 +154,9 @@ def _config_parameters(fields: Fields, geometry: Geometry, family: Family, exper
     hidden = _size(fields, "hidden_size")
     tied = fields.get("tie_word_embeddings", family.tied)
     embeddings = _size(fields, "vocab_size") * hidden * (1 if tied else 2)
-    attention = _mla(hidden, geometry) if isinstance(geometry, MLAGeometry) else _attention(hidden, geometry, family)
+    attention = (
+        mla_parameters(hidden, geometry) if isinstance(geometry, MLAGeometry) else _attention(hidden, geometry, family)
+    )
     layers = geometry.num_hidden_layers * (attention + 2 * hidden)
     moe_layers = experts.layers if experts is not None else 0
     dense_layers = geometry.num_hidden_layers - moe_layers
@@ -159,18 +172,6 @@ def _moe(fields: Fields, hidden: int, family: Family, experts: _Experts | None) 
     return experts.layers * (router + (experts.routed + shared) * experts.expert_parameters)
 
 
-def _mla(hidden: int, geometry: MLAGeometry) -> int:
-    heads, latent, rank = geometry.num_attention_heads, geometry.kv_lora_rank, geometry.q_lora_rank
-    queries = heads * (geometry.qk_nope_head_dim + geometry.query_rope_dim)
-    query = hidden * queries if rank is None else hidden * rank + rank + rank * queries
-    down = hidden * (latent + geometry.qk_rope_head_dim) + latent
-    up = latent * heads * (geometry.qk_nope_head_dim + geometry.v_head_dim)
-    return query + down + up + heads * geometry.v_head_dim * hidden
-
-
 def _attention(hidden: int, geometry: AttentionGeometry, family: Family) -> int:
-    queries = geometry.num_attention_heads * geometry.head_dim
-    projected = queries + geometry.row_elements
-    output = geometry.num_attention_heads * geometry.v_head_dim * hidden
-    extra = family.qkv_bias * projected + family.qk_norm * 2 * geometry.head_dim
-    return hidden * projected + output + extra
+    projected = geometry.num_attention_heads * geometry.head_dim + geometry.row_elements
+    return kv_parameters(hidden, geometry) + family.qkv_bias * projected + family.qk_norm * 2 * geometry.head_dim

@@ -13,9 +13,10 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import click
@@ -34,7 +35,25 @@ class RunOptions:
 
 
 class Program(click.Group):
-    """A click group whose `main` turns every expected failure into one sentence and an exit code."""
+    """A click group whose `main` turns every expected failure into one sentence and an exit code.
+
+    `homes` says where each subcommand lives ("package.module"; the command has the module's name): it is imported when
+    it is run or listed, so that no command waits for the imports of another.
+    """
+
+    def __init__(self, *args: Any, homes: Mapping[str, str] | None = None, **extra: Any) -> None:
+        super().__init__(*args, **extra)
+        self.homes = homes or {}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of all subcommands, sorted."""
+        return sorted({*super().list_commands(ctx), *self.homes})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The subcommand of that name, imported now; None when there is none."""
+        if cmd_name in self.homes and cmd_name not in self.commands:
+            self.add_command(getattr(import_module(self.homes[cmd_name]), cmd_name))
+        return super().get_command(ctx, cmd_name)
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """Run the command line; like click, end the process unless `standalone_mode` is off."""

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import click
 
 from latentkv.cache.layout import layout_for
-from latentkv.cli.cache_report import compared_with, own_name
 from latentkv.cli.options import EngineOptions
 from latentkv.geometry import Geometry, MLAGeometry
+from latentkv.planner.layers import attention_name
+from latentkv.planner.twins import twins
 
 if TYPE_CHECKING:
     from latentkv.engine.llm import LLM
@@ -37,7 +38,13 @@ def load(model: str | None, options: EngineOptions) -> Running:
         from latentkv.engine.llm import LLM
         from latentkv.models.load import load_model
 
-        loaded = load_model(model, dtype=options.dtype, attention=options.attention, progress=progress)
+        loaded = load_model(
+            model,
+            dtype=options.dtype,
+            attention=options.attention,
+            memory_bytes=options.memory_bytes,
+            progress=progress,
+        )
         llm = LLM(
             loaded.model,
             tokenizer=loaded.tokenizer,
@@ -80,10 +87,10 @@ def stats_line(
 ) -> str:
     """Speed of prefill and decode, the cache's bytes per token against the attention it replaces, and what ran."""
     reused = f" ({stats.reused_tokens} more found in the cache)" if stats.reused_tokens else ""
-    sizes = [f"{stats.bytes_per_token:,} B/token ({cache_format} {own_name(geometry)})"]
+    sizes = [f"{stats.bytes_per_token:,} B/token ({cache_format} {attention_name(geometry)})"]
     for form in _replaced(geometry, original):
         size = layout_for(form, cache_format).bytes_per_token
-        sizes.append(f"{size:,} ({own_name(form)})")
+        sizes.append(f"{size:,} ({attention_name(form)})")
     return " · ".join(
         (
             f"prefill {_speed(stats.prefill_tokens, stats.prefill_seconds)}{reused}",
@@ -96,7 +103,7 @@ def stats_line(
 
 def _replaced(geometry: Geometry, original: Geometry) -> tuple[Geometry, ...]:
     """What the cache is measured against: the checkpoint's own attention (for MLA: GQA-8 of its heads), then MHA."""
-    others = compared_with(original)
+    others = twins(original)
     mha = tuple(form for form in others if form.kind == "mha")
     if isinstance(original, MLAGeometry):
         return (*(form for form in others if form.kind == "gqa"), *mha)

@@ -85,7 +85,8 @@ class Engine:
     """Continuous batching over one model.
 
     tokenizer:           needed for prompts and output as text; without one, both are token ids only
-    cache_format:        "bf16", "f16" (finer, but only up to 65504) or "f32", how rows are stored
+    cache_format:        how rows are stored: "bf16", "f16" (finer, but only up to 65504), "f32", or as codes: "fp8",
+                         "int8", "int6", "int4" (docs/cache_formats.md has their bytes and their quality)
     page_tokens:         tokens in a page, a power of two from 1 to 256
     cache_tokens:        tokens the cache holds for all requests together, rounded up to pages; the default is 32768, or
                          as many as fit in 2 GiB. The memory is claimed from the system as it is first used.

@@ -35,6 +35,7 @@ class LLM:
     dtype:     what weights are held and computed in: "float32", "bfloat16", or "auto" (by the machine's memory)
     attention: "mla" runs a GQA checkpoint as the MLA model that computes the same; "gqa" as it is
     deterministic: of attention alone, see `latentkv.attend.attend`
+    memory_bytes: what weights may take, see `latentkv.load_model`
 
     The other options are those of `Engine`. Raises what loading raises (ConfigError, CheckpointError,
     UnsupportedModelError, TokenizerError) and OptionError.
@@ -48,6 +49,7 @@ class LLM:
         dtype: str = "auto",
         attention: Literal["mla", "gqa"] = "mla",
         deterministic: bool = False,
+        memory_bytes: int | Literal["available", "unlimited"] = "available",
         cache_format: str = "bf16",
         page_tokens: int = DEFAULT_PAGE_TOKENS,
         cache_tokens: int | None = None,
@@ -56,14 +58,18 @@ class LLM:
         prefix_cache: bool = True,
     ) -> None:
         if model is None or isinstance(model, str | Path):
-            model, loaded_tokenizer = _load(model, dtype=dtype, attention=attention, deterministic=deterministic)
-            tokenizer = tokenizer if tokenizer is not None else loaded_tokenizer
-        elif (dtype, attention, deterministic) != ("auto", "mla", False):
+            from latentkv.models.load import load_model
+
+            loaded = load_model(
+                model, dtype=dtype, attention=attention, deterministic=deterministic, memory_bytes=memory_bytes
+            )
+            model, tokenizer = loaded.model, tokenizer if tokenizer is not None else loaded.tokenizer
+        elif (dtype, attention, deterministic, memory_bytes) != ("auto", "mla", False, "available"):
             raise OptionError(
                 sentence(
-                    "dtype, attention and deterministic",
-                    expected="'auto', 'mla' and False for a model that is loaded already",
-                    got=f"{dtype!r}, {attention!r} and {deterministic}",
+                    "dtype, attention, deterministic and memory_bytes",
+                    expected="'auto', 'mla', False and 'available' for a model that is loaded already",
+                    got=f"{dtype!r}, {attention!r}, {deterministic} and {memory_bytes!r}",
                 )
             )
         self.engine = Engine(
@@ -188,15 +194,6 @@ class _Request:
             logprobs=tuple(logprob for output in self.outputs for logprob in output.logprobs),
             timings=last.timings,
         )
-
-
-def _load(
-    name: str | Path | None, *, dtype: str, attention: Literal["mla", "gqa"], deterministic: bool
-) -> tuple[Model, Tokenizer | None]:
-    from latentkv.models.load import load_model
-
-    loaded = load_model(name, dtype=dtype, attention=attention, deterministic=deterministic)
-    return loaded.model, loaded.tokenizer
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from latentkv.errors import OptionError, UnsupportedError, sentence
+from latentkv.errors import OptionError, sentence
 from latentkv.flash_mla.checks import FLOATS, check_flag, check_number, check_tensor, check_value_width
 from latentkv.flash_mla.dense import dense_decode
-from latentkv.flash_mla.metadata import NO_FP8, FlashMLASchedMeta, check_metadata
+from latentkv.flash_mla.metadata import FlashMLASchedMeta, check_metadata
 from latentkv.flash_mla.sparse import CacheChoice, sparse_decode
 
 BY_KEYWORD = "Pass causal, is_fp8_kvcache and indices by keyword: softmax_scale stands before them."
@@ -36,6 +36,9 @@ def flash_mla_with_kvcache(
     q:             [B, s_q, H, D] bfloat16 or float32, any strides
     k_cache:       [pages, P, G, D] in q's dtype, read in place, any strides but the last; head h reads KV head
                    h * G // H
+    is_fp8_kvcache: k_cache is [pages, P, G, bytes] of float8_e4m3fn, uint8 or int8, whose rows are head_dim_v e4m3
+                   codes, one float32 scale for each 128 of them, and D - head_dim_v bfloat16 numbers: 656 bytes for
+                   D = 576, head_dim_v = 512. extra_k_cache likewise
     tile_scheduler_metadata, num_splits: from `get_mla_metadata`; reusable while sizes and lengths stay the same
     softmax_scale: factor on the dot products; D ** -0.5 for None
 
@@ -53,13 +56,11 @@ def flash_mla_with_kvcache(
 
     Returns out [B, s_q, H, head_dim_v] in q's dtype and lse [B, H, s_q] float32, natural log. Query tokens that see
     nothing give zeros and +inf.
-    Raises ShapeError, OptionError, StalePlanError, and UnsupportedError for is_fp8_kvcache=True; no gradient flows.
+    Raises ShapeError, OptionError and StalePlanError; no gradient flows.
     """
     meta = check_metadata(tile_scheduler_metadata, num_splits)
     check_flag("causal", causal)
     check_flag("is_fp8_kvcache", is_fp8_kvcache)
-    if is_fp8_kvcache:
-        raise UnsupportedError(sentence("is_fp8_kvcache", expected=False, got=True, remedy=NO_FP8))
     check_tensor("q", q, shape=("B", "s_q", "H", "D"), dtypes=FLOATS)
     check_value_width("head_dim_v", head_dim_v, q.shape[3])
     scale = q.shape[3] ** -0.5
@@ -74,7 +75,15 @@ def flash_mla_with_kvcache(
             extra_topk_length=extra_topk_length,
         )
         return dense_decode(
-            q, k_cache, block_table, cache_seqlens, meta, value_width=head_dim_v, scale=scale, causal=causal
+            q,
+            k_cache,
+            block_table,
+            cache_seqlens,
+            meta,
+            value_width=head_dim_v,
+            scale=scale,
+            causal=causal,
+            fp8=is_fp8_kvcache,
         )
     if causal:
         raise OptionError(sentence("causal", expected="False with indices", got=True, remedy="Select by indices."))
@@ -83,7 +92,7 @@ def flash_mla_with_kvcache(
         _check_absent(extra_indices_in_kvcache=extra_indices_in_kvcache, extra_topk_length=extra_topk_length)
     else:
         choices.append(CacheChoice(extra_k_cache, extra_indices_in_kvcache, extra_topk_length))
-    return sparse_decode(q, choices, attn_sink, meta, value_width=head_dim_v, scale=scale)
+    return sparse_decode(q, choices, attn_sink, meta, value_width=head_dim_v, scale=scale, fp8=is_fp8_kvcache)
 
 
 def _check_absent(**options: Tensor | None) -> None:

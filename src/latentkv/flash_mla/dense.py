@@ -8,9 +8,9 @@ from torch import Tensor
 from latentkv.attend import attend, plan_attend, request_for
 from latentkv.cache.batch import Batch
 from latentkv.errors import ShapeError, sentence
-from latentkv.flash_mla.checks import INT32, check_adjacent, check_tensor, check_values
+from latentkv.flash_mla.checks import INT32, check_tensor, check_values
 from latentkv.flash_mla.metadata import FlashMLASchedMeta, lengths_of
-from latentkv.flash_mla.rows import layer_of, per_sequence
+from latentkv.flash_mla.rows import check_rows, layer_of, per_sequence
 
 
 def dense_decode(
@@ -23,9 +23,10 @@ def dense_decode(
     value_width: int,
     scale: float,
     causal: bool,
+    fp8: bool,
 ) -> tuple[Tensor, Tensor]:
     """See `flash_mla_with_kvcache`. Each KV head is a call of its own over a strided view; they share one plan."""
-    cache = _check_cache(k_cache, q)
+    cache = _check_cache(k_cache, q, value_width=value_width, fp8=fp8)
     batch = _check_batch(q, cache, block_table, cache_seqlens)
     groups, heads = cache.shape[2], q.shape[2]
     meta.bind(
@@ -37,12 +38,13 @@ def dense_decode(
             "num_q_tokens_per_head_k": q.shape[1] * heads // groups,
             "page size": cache.shape[1],
             "causal": causal,
+            "is_fp8_kvcache": fp8,
             "topk": None,
             "cache_seqlens": lengths_of(batch.context_len),
         }
     )
     query = q.detach().flatten(0, 1).chunk(groups, dim=1)
-    layers = [layer_of(cache[:, :, group], value_width) for group in range(groups)]
+    layers = [layer_of(cache[:, :, group], width=q.shape[3], value_width=value_width) for group in range(groups)]
     if meta.plan is None:
         meta.plan = plan_attend(request_for(query[0], layers[0], batch), batch)
     done = [
@@ -53,13 +55,12 @@ def dense_decode(
     return per_sequence(out, lse, *q.shape[:2])
 
 
-def _check_cache(k_cache: object, q: Tensor) -> Tensor:
-    cache = check_tensor("k_cache", k_cache, shape=("pages", "P", "G", q.shape[3]), dtypes=(q.dtype,))
-    check_adjacent("k_cache", cache)
+def _check_cache(k_cache: object, q: Tensor, *, value_width: int, fp8: bool) -> Tensor:
+    cache = check_rows("k_cache", k_cache, q, groups="G", value_width=value_width, fp8=fp8)
     groups, heads = cache.shape[2], q.shape[2]
     if groups == 0 or heads == 0 or heads % groups:
         raise ShapeError(sentence("q", expected=f"a multiple of k_cache's {groups} KV heads", got=f"{heads} heads"))
-    return cache.detach()
+    return cache
 
 
 def _check_batch(q: Tensor, cache: Tensor, block_table: object, cache_seqlens: object) -> Batch:

@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from latentkv.backends.base import Plan
-from latentkv.errors import OptionError, ShapeError, StalePlanError, UnsupportedError, sentence
-from latentkv.flash_mla.checks import INT32, check_tensor
+from latentkv.errors import OptionError, ShapeError, StalePlanError, sentence
+from latentkv.flash_mla.checks import INT32, check_flag, check_tensor
 
 FRESH = "Call get_mla_metadata() once per step."
 STALE = f"tile_scheduler_metadata was made for the former. {FRESH}"
-NO_FP8 = "Use a bfloat16 or float32 cache: the 656-byte fp8 rows cannot be read yet."
 
 
 @dataclass
@@ -54,11 +53,14 @@ def get_mla_metadata(
     num_q_tokens_per_head_k: queries of one sequence times query heads of one KV head
     num_heads_k, num_heads_q, topk: KV heads, query heads, indices of a token
 
-    Raises ShapeError, OptionError, and UnsupportedError for is_fp8_kvcache=True.
+    is_fp8_kvcache: True for a cache of fp8 rows; False says nothing
+
+    Raises ShapeError and OptionError.
     """
-    if is_fp8_kvcache:
-        raise UnsupportedError(sentence("is_fp8_kvcache", expected=False, got=is_fp8_kvcache, remedy=NO_FP8))
+    check_flag("is_fp8_kvcache", is_fp8_kvcache)
     meta = FlashMLASchedMeta()
+    if is_fp8_kvcache:
+        meta.config["is_fp8_kvcache"] = True
     if cache_seqlens is not None:
         check_tensor("cache_seqlens", cache_seqlens, shape=("B",), dtypes=INT32)
         meta.config["cache_seqlens" if topk is None else "batch size"] = (

@@ -6,21 +6,45 @@ import torch
 from torch import Tensor
 
 from latentkv.cache.latent import LayerCache
-from latentkv.cache.layout import mla_row
+from latentkv.cache.layout import RowLayout, mla_row
 from latentkv.errors import ShapeError, sentence
+from latentkv.flash_mla.checks import check_adjacent, check_tensor
 from latentkv.ops.sparse import valid_slots
 
-FORMAT = {torch.bfloat16: "bf16", torch.float32: "f32"}
+FORMAT = {torch.bfloat16: "bf16", torch.float32: "f32", torch.uint8: "fp8"}
+# What FlashMLA's users store fp8 rows in: the codes' own type, or bytes.
+BYTES = (torch.float8_e4m3fn, torch.uint8, torch.int8)
+FP8_ROW = "A row is head_dim_v e4m3 codes, a float32 scale for each 128 of them, and D - head_dim_v bfloat16 numbers."
 
 
-def layer_of(rows: Tensor, value_width: int) -> LayerCache:
-    """Rows [pages, P, D], any strides but the last, as the cache of absorbed MLA: latent = values, rope = the rest."""
-    width = rows.shape[2]
-    return LayerCache(rows, mla_row(FORMAT[rows.dtype], kv_lora_rank=value_width, qk_rope_head_dim=width - value_width))
+def check_rows(name: str, value: object, q: Tensor, *, groups: int | str, value_width: int, fp8: bool) -> Tensor:
+    """A cache [pages, P, groups, ...] of rows of q's width D: of q's dtype, or (`fp8`) bytes, returned as uint8.
+
+    Raises ShapeError, in `name`'s name.
+    """
+    width = q.shape[-1]
+    if not fp8:
+        cache = check_tensor(name, value, shape=("pages", "P", groups, width), dtypes=(q.dtype,))
+    else:
+        row_bytes = row_of(torch.uint8, width=width, value_width=value_width).row_bytes
+        cache = check_tensor(name, value, shape=("pages", "P", groups, row_bytes), dtypes=BYTES, remedy=FP8_ROW)
+        cache = cache.view(torch.uint8)
+    check_adjacent(name, cache)
+    return cache.detach()
+
+
+def row_of(dtype: torch.dtype, *, width: int, value_width: int) -> RowLayout:
+    """The row of absorbed MLA in which values are the first part of keys of this width: latent and rope."""
+    return mla_row(FORMAT[dtype], kv_lora_rank=value_width, qk_rope_head_dim=width - value_width)
+
+
+def layer_of(rows: Tensor, *, width: int, value_width: int) -> LayerCache:
+    """Rows [pages, P, ...], any strides but the last, as the cache of absorbed MLA."""
+    return LayerCache(rows, row_of(rows.dtype, width=width, value_width=value_width))
 
 
 def single_rows(name: str, cache: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
-    """A cache [pages, P, 1, D] seen as pages of one row [N, 1, D], and slots page * P + offset numbered accordingly.
+    """A cache [pages, P, 1, ...] as pages of one row [N, 1, ...], and slots page * P + offset numbered accordingly.
 
     Pages may lie apart by a whole number of rows (those between are in N too); slots outside the cache become -1.
     Raises ShapeError, in `name`'s name, for other strides.

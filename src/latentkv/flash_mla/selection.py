@@ -29,7 +29,10 @@ LEAST_WIDTH = 16
 
 @dataclass(frozen=True)
 class Selection:
-    """Rows [N, 1, D], and the slots [T, K] each query token attends to; outside 0 ... N-1 they are nothing."""
+    """Rows and the slots [T, K] each query token attends to; outside 0 ... N-1 they are nothing.
+
+    rows: [N, 1, D], or [N, 1, bytes] uint8 for fp8 rows
+    """
 
     rows: Tensor
     slots: Tensor
@@ -85,7 +88,8 @@ def _attend_tile(query: Tensor, selection: Selection, tile: slice, value_width: 
         slots=torch.empty(0, dtype=torch.int64),  # nothing is written
         page_tokens=1,
     )
-    return attend(query[tile].float(), layer_of(selection.rows, value_width), batch, scale=scale, causal=False)
+    layer = layer_of(selection.rows, width=query.shape[2], value_width=value_width)
+    return attend(query[tile].float(), layer, batch, scale=scale, causal=False)
 
 
 def _compact(slots: Tensor, count: int) -> tuple[Tensor, Tensor]:

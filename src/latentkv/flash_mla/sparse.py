@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from latentkv.flash_mla.checks import FLOAT32, INT32, check_adjacent, check_optional, check_tensor, check_values
+from latentkv.flash_mla.checks import FLOAT32, INT32, check_optional, check_tensor, check_values
 from latentkv.flash_mla.metadata import FlashMLASchedMeta, lengths_of
-from latentkv.flash_mla.rows import per_sequence, single_rows
+from latentkv.flash_mla.rows import check_rows, per_sequence, single_rows
 from latentkv.flash_mla.selection import Selection, attend_selected
 from latentkv.ops.sparse import first_slots
 
@@ -34,6 +34,7 @@ def sparse_decode(
     *,
     value_width: int,
     scale: float,
+    fp8: bool,
 ) -> tuple[Tensor, Tensor]:
     """See `flash_mla_with_kvcache`: one or two caches, each with its indices."""
     batch, query_len, heads = q.shape[:3]
@@ -45,19 +46,23 @@ def sparse_decode(
         "num_heads_k": 1,
         "num_q_tokens_per_head_k": query_len * heads,
         "causal": False,
+        "is_fp8_kvcache": fp8,
         "caches": len(choices),
     }
-    selections = [_select(q, choice, names, sizes) for choice, names in zip(choices, NAMES, strict=False)]
+    selections: list[Selection] = []
+    for choice, names in zip(choices, NAMES, strict=False):
+        cache = check_rows(names[0], choice.cache, q, groups=1, value_width=value_width, fp8=fp8)
+        selections.append(_select(q, cache, choice, names, sizes))
     meta.bind(sizes)
     out, lse = attend_selected(q.detach().flatten(0, 1), selections, value_width=value_width, scale=scale, sink=sink)
     return per_sequence(out, lse, batch, query_len)
 
 
-def _select(q: Tensor, choice: CacheChoice, names: tuple[str, str, str], sizes: dict[str, object]) -> Selection:
+def _select(
+    q: Tensor, cache: Tensor, choice: CacheChoice, names: tuple[str, str, str], sizes: dict[str, object]
+) -> Selection:
     """One cache's rows and slots [B * s_q, K]; its sizes and lengths are added to `sizes`."""
     cache_name, indices_name, lengths_name = names
-    cache = check_tensor(cache_name, choice.cache, shape=("pages", "P", 1, q.shape[3]), dtypes=(q.dtype,))
-    check_adjacent(cache_name, cache)
     indices = check_tensor(indices_name, choice.indices, shape=(*q.shape[:2], "K"), dtypes=INT32)
     lengths = check_optional(lengths_name, choice.lengths, shape=(q.shape[0],), dtypes=INT32)
     topk = indices.shape[2]
@@ -65,4 +70,4 @@ def _select(q: Tensor, choice: CacheChoice, names: tuple[str, str, str], sizes: 
     prefix = cache_name.removesuffix("k_cache")
     sizes |= {f"{prefix}page size": cache.shape[1], f"{prefix}topk": topk, lengths_name: lengths_of(lengths)}
     per_token = None if lengths is None else lengths.repeat_interleave(q.shape[1])
-    return Selection(*single_rows(cache_name, cache.detach(), first_slots(indices.flatten(0, 1), per_token)))
+    return Selection(*single_rows(cache_name, cache, first_slots(indices.flatten(0, 1), per_token)))

@@ -7,6 +7,7 @@ so prefill, decode, chunks and prefix hits all read what was stored.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -98,6 +99,11 @@ class MLAttention:
         """What of the query is computed from the hidden state."""
         return self.q_a or self.q
 
+    @cached_property
+    def rotated_up(self) -> UpProjection:
+        """`up` for caches whose latents are stored rotated: as large as `up`, made when first needed, and kept."""
+        return self.up.rotated()
+
     def forward(self, hidden: Tensor, step: Step, cache: LayerCache, *, norm: InputNorm, factor: float) -> Tensor:
         """`hidden + factor * attention(norm(hidden))`, [T, hidden]; writes the new tokens' rows into the cache."""
         kernels = step.execution.kernels
@@ -108,7 +114,8 @@ class MLAttention:
 
     def attended(self, query: Tensor, step: Step, cache: LayerCache) -> Attended:
         """What tokens gather from the cache, before the output projection; query [T, ...] is of `first_query`."""
-        return _attend(self._query(query, step), cache, step, scale=self.config.softmax_scale, up=self.up)
+        up = self.rotated_up if cache.layout.rotated else self.up
+        return _attend(self._query(query, step), cache, step, scale=self.config.softmax_scale, up=up)
 
     def _write(self, kv: Tensor, step: Step, cache: LayerCache) -> None:
         step.execution.kernels.write_latent(

@@ -19,7 +19,7 @@ from latentkv.errors import CheckpointError, UnsupportedModelError, sentence
 from latentkv.geometry import AttentionGeometry, from_config
 from latentkv.models.config import ModelConfig
 from latentkv.models.families import CONVERTED
-from latentkv.models.weights import WeightSource
+from latentkv.models.weights import Storage, WeightSource
 from latentkv.ops.quantized import GroupedWeight, stack
 
 _KEY = re.compile(r"^(model\.layers\.\d+\.self_attn\.)k_proj\.(weight|bias)$")
@@ -121,6 +121,18 @@ class ExactMLASource:
             return None
         value, key = (self._source.grouped(f"{made[1]}{part}.{made[3]}") for part in ("v_proj", "k_proj"))
         return None if value is None or key is None else stack([value, key])
+
+    def storage(self, name: str) -> Storage:
+        """The original's; what is made of several tensors is a copy."""
+        made = _MADE.match(name)
+        if made is None:
+            return self._source.storage(name)
+        if made[2] == "kv_b_proj":
+            return Storage(torch.float32, is_mapped=False)
+        value, key = (self._source.storage(f"{made[1]}{part}.{made[3]}") for part in ("v_proj", "k_proj"))
+        grouped = (value.grouped_bytes, key.grouped_bytes)
+        packed_bytes = None if grouped[0] is None or grouped[1] is None else grouped[0] + grouped[1]
+        return Storage(key.dtype, is_mapped=False, grouped_bytes=packed_bytes)
 
     def _sizes(self) -> tuple[int, int, int]:
         return self._geometry.num_attention_heads, self._geometry.num_key_value_heads, self._geometry.v_head_dim

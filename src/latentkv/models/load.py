@@ -19,10 +19,12 @@ from latentkv.models.config_file import read_config
 from latentkv.models.exact_mla import ExactMLASource, exact_mla_config
 from latentkv.models.gguf_config import config_from_gguf
 from latentkv.models.locate import ModelFiles, find_model
+from latentkv.models.memory import check_memory
 from latentkv.models.model import Model
+from latentkv.models.quantized_format import is_quantized
 from latentkv.models.step import Execution
 from latentkv.models.tokenizer import Tokenizer
-from latentkv.models.weights import GGUFFile, GGUFSource, SafetensorsSource, WeightSource
+from latentkv.models.weights import GGUFFile, GGUFSource, QuantizedSource, SafetensorsSource, WeightSource
 
 Attention = Literal["mla", "gqa"]
 Weights = Literal["auto", "stored", "dtype"]
@@ -68,7 +70,7 @@ def open_checkpoint(model: str | Path | None = None) -> Checkpoint:
         config, source, tokenizer = config_from_gguf(file), GGUFSource(file), Tokenizer.from_gguf(file)
     else:
         config = read_config(files.path / "config.json")
-        source = SafetensorsSource(files.path)
+        source = QuantizedSource(files.path) if is_quantized(config) else SafetensorsSource(files.path)
         has_tokenizer = (files.path / "tokenizer.json").is_file()
         tokenizer = Tokenizer.from_folder(files.path) if has_tokenizer else None
     if tokenizer is not None and tokenizer.eos_token_ids:
@@ -85,6 +87,7 @@ def load_model(
     attention: Attention = "mla",
     backend: str = "auto",
     deterministic: bool = False,
+    memory_bytes: int | Literal["available", "unlimited"] = "available",
     progress: Progress | None = None,
 ) -> LoadedModel:
     """Load a model: a folder, a `.gguf` file, a hub id, or (None) the default model.
@@ -99,11 +102,14 @@ def load_model(
                it is, and is an error for a checkpoint that has latents already
     backend:   attention backend by name, or "auto"
     deterministic: of attention alone, see `attend`; the linear layers' sums are torch's
+    memory_bytes: what the weights that are copied may take at most, "available" (what is free now), or "unlimited".
+               Weights used as they lie in the file need not fit: they are mapped, and one line in the log says so
     progress:  called with (layers read, layers in all)
 
-    Raises OptionError for an unknown option, and what `open_checkpoint` and `Model.read` raise.
+    Raises OptionError for an unknown option, MemoryShortError before anything is read, and what `open_checkpoint` and
+    `Model.read` raise.
     """
-    _check_options(attention, weights, activations)
+    _check_options(attention, weights, activations, memory_bytes)
     kernels = choose_kernels(integer=activations == "auto")
     checkpoint = open_checkpoint(model)
     original = from_config(checkpoint.config)
@@ -117,18 +123,23 @@ def load_model(
                 "attention", expected="mla for a model that has latents", got="gqa", remedy="Leave the option out."
             )
         )
+    resolved, computed = ModelConfig.from_dict(config), resolve_dtype(dtype, source)
+    keep_stored = weights == "stored" or (weights == "auto" and kernels.name != "portable")
+    if memory_bytes != "unlimited":
+        limit_bytes = None if memory_bytes == "available" else memory_bytes
+        check_memory(source, resolved, dtype=computed, keep_stored=keep_stored, limit_bytes=limit_bytes)
     loaded = Model.read(
         source,
-        ModelConfig.from_dict(config),
-        dtype=resolve_dtype(dtype, source),
-        keep_stored=weights == "stored" or (weights == "auto" and kernels.name != "portable"),
+        resolved,
+        dtype=computed,
+        keep_stored=keep_stored,
         execution=Execution(kernels, backend=backend, deterministic=deterministic),
         progress=progress,
     )
     return LoadedModel(loaded, checkpoint.tokenizer, checkpoint.files, original)
 
 
-def _check_options(attention: str, weights: str, activations: str) -> None:
+def _check_options(attention: str, weights: str, activations: str, memory_bytes: int | str) -> None:
     for name, value, allowed in (
         ("attention", attention, get_args(Attention)),
         ("weights", weights, get_args(Weights)),
@@ -136,6 +147,8 @@ def _check_options(attention: str, weights: str, activations: str) -> None:
     ):
         if value not in allowed:
             raise OptionError(sentence(name, expected=" or ".join(allowed), got=repr(value)))
+    if memory_bytes not in ("available", "unlimited") and (isinstance(memory_bytes, str) or memory_bytes < 0):
+        raise OptionError(sentence("memory_bytes", expected="bytes, available or unlimited", got=repr(memory_bytes)))
 
 
 def resolve_dtype(name: str, source: WeightSource) -> torch.dtype:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from latentkv.cache.rotation import rotate
 from latentkv.errors import ShapeError, sentence
 
 
@@ -27,6 +28,10 @@ class UpProjection:
             raise ShapeError(sentence("kv_b_proj.weight", expected="[H*(N+V), L]", got=list(weight.shape)))
         per_head = weight.view(num_heads, -1, weight.shape[1])
         return UpProjection(per_head[:, :qk_nope_head_dim], per_head[:, qk_nope_head_dim:])
+
+    def rotated(self) -> UpProjection:
+        """The same for latents stored rotated (cache/rotation.py): W_UK Qᵀ and W_UV Qᵀ, computed in float32."""
+        return UpProjection(*(rotate(weight).to(weight.dtype) for weight in (self.w_uk, self.w_uv)))
 
 
 def absorb_query(q_nope: Tensor, w_uk: Tensor) -> Tensor:

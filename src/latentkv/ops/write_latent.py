@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from latentkv.cache.latent import LayerCache
+from latentkv.cache.rotation import rotate
 from latentkv.errors import ShapeError, sentence
 from latentkv.ops.norm import rms_norm
 from latentkv.ops.rotate_query import rotate_query
@@ -24,6 +25,8 @@ def write_latent(
     interleaved: bool,
 ) -> None:
     """Norm the latent, norm and rotate the RoPE key, and store row t at slots[t]; float32 throughout, rounded once.
+
+    Where rows hold rotated latents, the latent is multiplied by cache/rotation.py's matrix after its norm.
 
     (DeepSeek-V2, arXiv:2405.04434, equations 9 and 15.) Mutates the layer.
 
@@ -45,6 +48,8 @@ def write_latent(
     latent, rope = kv.float().tensor_split([layout.part("latent").elements], dim=1)
     if latent_norm is not None:
         latent = rms_norm(latent, latent_norm, eps=latent_eps)
+    if layout.rotated:
+        latent = rotate(latent)
     blocks = rope.reshape(len(kv), groups, rope_width // groups)
     blocks = rotate_query(
         blocks, norm=rope_norm, eps=rope_eps, angles=angles, groups=groups, interleaved=interleaved, nope=0

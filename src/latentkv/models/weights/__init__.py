@@ -2,8 +2,9 @@
 
 from latentkv.models.weights.gguf_file import GGUFFile
 from latentkv.models.weights.gguf_source import GGUFSource
+from latentkv.models.weights.quantized_source import QuantizedSource
 from latentkv.models.weights.reader import TensorReader
 from latentkv.models.weights.safetensors_source import SafetensorsSource
-from latentkv.models.weights.source import WeightSource
+from latentkv.models.weights.source import Storage, WeightSource
 
-__all__ = ["GGUFFile", "GGUFSource", "SafetensorsSource", "TensorReader", "WeightSource"]
+__all__ = ["GGUFFile", "GGUFSource", "QuantizedSource", "SafetensorsSource", "Storage", "TensorReader", "WeightSource"]

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from gguf.constants import GGML_QUANT_SIZES
 from gguf.constants import GGMLQuantizationType as Kind
 from torch import Tensor
 
@@ -119,3 +120,11 @@ LAYOUTS: dict[Kind, Layout] = {
     Kind.Q5_K: Layout("int8", _q5_k),
     Kind.Q6_K: Layout("int8", _q6_k),
 }
+
+
+def packed_block_bytes(kind: Kind) -> int:
+    """Memory that one block of a LAYOUTS kind takes when it is packed: half a byte or a byte a code, and its values."""
+    layout = LAYOUTS[kind]
+    parts = layout.split(torch.zeros(1, 1, GGML_QUANT_SIZES[kind][1], dtype=torch.uint8))
+    values_bytes = sum(values.nbytes for values in (parts.scales, parts.minima) if values is not None)
+    return parts.codes.numel() // (2 if layout.format == "int4" else 1) + values_bytes

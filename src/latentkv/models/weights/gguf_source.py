@@ -18,7 +18,7 @@ from gguf.quants import dequantize
 from torch import Tensor
 
 from latentkv.errors import CheckpointError, UnsupportedModelError, sentence
-from latentkv.models.weights.gguf_codes import LAYOUTS
+from latentkv.models.weights.gguf_codes import LAYOUTS, packed_block_bytes
 from latentkv.models.weights.gguf_file import GGUFFile, GGUFTensor
 from latentkv.models.weights.gguf_names import (
     ROPE_TENSORS,
@@ -28,6 +28,7 @@ from latentkv.models.weights.gguf_names import (
     split_kv_b,
 )
 from latentkv.models.weights.mapping import view
+from latentkv.models.weights.source import Storage
 from latentkv.ops.quantized import GroupedWeight, joined, padded_rows
 
 _STORED_AS_IS = {
@@ -118,6 +119,17 @@ class GGUFSource:
         found = [piece for piece in pieces if piece is not None]
         # A damaged file may hold scales that are no numbers: the plain way of reading shows them to the model.
         return joined(found) if pieces and len(found) == len(pieces) else None
+
+    def storage(self, name: str) -> Storage:
+        """Float tensors are mapped; quantised ones are packed anew where gguf_codes.LAYOUTS can, else decoded."""
+        entry = self._entry(name)
+        if isinstance(entry, _SplitKvB):
+            return Storage(_STORED_AS_IS.get(entry.keys.kind, torch.float32), is_mapped=False)
+        if entry.kind not in LAYOUTS or len(entry.shape) != 2:
+            return Storage(_STORED_AS_IS.get(entry.kind, torch.float32), is_mapped=entry.kind in _STORED_AS_IS)
+        per_block, _ = GGML_QUANT_SIZES[entry.kind]
+        packed_bytes = padded_rows(entry.shape[0]) * (entry.shape[1] // per_block) * packed_block_bytes(entry.kind)
+        return Storage(torch.float32, is_mapped=False, grouped_bytes=packed_bytes)
 
     def _entry(self, name: str) -> _Matrix | _SplitKvB:
         try:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from latentkv.errors import CheckpointError, UnsupportedModelError, sentence
 from latentkv.models.weights.mapping import map_file, view
+from latentkv.models.weights.source import Storage
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -103,6 +104,10 @@ class SafetensorsSource:
     def grouped(self, name: str) -> None:
         """These files hold no whole numbers in groups."""
         self._entry(name)
+
+    def storage(self, name: str) -> Storage:
+        """Mapped, in the dtype of the header."""
+        return Storage(self._entry(name).dtype, is_mapped=True)
 
     def _entry(self, name: str) -> _Entry:
         try:

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from latentkv.ops.quantized import GroupedWeight
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """How a tensor is stored, known from headers alone.
+
+    dtype:         of `get(name, dtype=None)`
+    is_mapped:     that tensor is a view of the file: it takes memory only while the system keeps the pages
+    grouped_bytes: memory of `grouped(name)`; None where that is None. It is mapped where `is_grouped_mapped`
+    """
+
+    dtype: torch.dtype
+    is_mapped: bool
+    grouped_bytes: int | None = None
+    is_grouped_mapped: bool = False
 
 
 class WeightSource(Protocol):
@@ -32,3 +48,6 @@ class WeightSource(Protocol):
 
     def grouped(self, name: str) -> GroupedWeight | None:
         """The matrix as whole numbers in groups, exactly as stored; None where it is not stored so."""
+
+    def storage(self, name: str) -> Storage:
+        """How the tensor is stored, without reading its data. Raises CheckpointError for an unknown name."""

@@ -1,0 +1,260 @@
+// One chunk of context on matrix tiles: what Chunk computes, for rows of bf16 whose widths are whole tiles.
+//
+//   scores: keys (16 tokens x 32 columns, straight from the cache) x queries (32 columns x 16 rows)
+//   sums:   weights (16 rows x 32 tokens) x values (32 tokens x 16 columns, pairs of tokens side by side)
+//
+// Queries and weights come in three bf16 terms, so that every product is that of float32 numbers.
+#pragma once
+
+#include "kernels/attention_partial.h"
+#include "kernels/attention_tile_query.h"
+
+namespace latentkv::LATENTKV_ISA {
+
+class TileChunk {
+  static constexpr int W = 16;
+  using S = Simd<W>;
+  using Pairs = Lanes<std::uint16_t, 2 * W>::type;
+
+ public:
+  static constexpr std::int64_t kTokens = 64;
+  static constexpr std::int64_t kTokenTiles = kTokens / kTileRows;
+  static constexpr std::int64_t kTokenSteps = kTokens / kTileDepth;
+
+  // Fewer rows would leave most of a tile empty, and wait for memory all the same.
+  static constexpr std::int64_t kLeastRows = 3;
+
+  static bool suits(const AttentionParams& p) {
+    return p.row_dtype == DType::bf16 && p.key_width % kTileDepth == 0 && p.value_width % kTileDepth == 0;
+  }
+
+  static std::int64_t floats(const AttentionParams& p) {
+    return kTokens * kRows + kRows + kWeightWords + kValueWords + kTokens * p.key_width / 2;
+  }
+
+  TileChunk(const AttentionParams& p, float* memory)
+      : scale_(p.scale_log2),
+        row_bytes_(p.row_stride * 2),
+        scores_(memory),
+        shrink_(scores_ + kTokens * kRows),
+        weights_(reinterpret_cast<std::uint32_t*>(shrink_ + kRows)),
+        values_(weights_ + kWeightWords),
+        staged_(reinterpret_cast<bf16*>(values_ + kValueWords)) {}
+
+  float* scores() const { return scores_; }
+  float* shrink() const { return shrink_; }
+
+  template <typename T>
+  void dot(const TileQuery& query, const char* const* rows, std::int64_t count, std::int64_t first,
+           std::int64_t width, Ahead& ahead) {
+    find_keys(rows, count, first, width);
+    ahead.spread(kAskedByDot, query.row_tiles() * (width / kTileDepth) * query.terms());
+    for (std::int64_t tile = 0; tile < query.row_tiles(); ++tile) {
+      query.terms() == 1 ? dot_tile<1>(query, tile, width, ahead) : dot_tile<TileQuery::kTerms>(query, tile, width, ahead);
+      scale(count, tile * kTileRows);
+    }
+  }
+
+  template <typename T>
+  void sum(const Partial& result, std::int64_t row_count, const char* const* rows, std::int64_t count,
+           std::int64_t first, std::int64_t width, Ahead& ahead) {
+    const std::int64_t row_tiles = (row_count + kTileRows - 1) / kTileRows;
+    for (std::int64_t tile = 0; tile < row_tiles; ++tile) cut_weights(tile, count);
+    shrink_rows(result, row_count);
+    const std::int64_t steps = (count + kTileDepth - 1) / kTileDepth;
+    const std::int64_t strips = (width + kStrip - 1) / kStrip;
+    for (std::int64_t d = 0; d < width; d += kStrip) {
+      const std::int64_t columns = width - d < kStrip ? width - d : kStrip;
+      ahead.spread(kAskedByPairs, strips * kTokens / 2);
+      pair_values(rows, count, first + d, columns, ahead);
+      ahead.spread(100 - kAskedByDot - kAskedByPairs, strips * row_tiles * steps * kTerms);
+      sum_strip(result.at(0, d), row_tiles, columns / W, steps, ahead);
+    }
+  }
+
+ private:
+  static constexpr std::int64_t kTileWords = TileQuery::kTileWords;
+  static constexpr std::int64_t kTerms = TileQuery::kTerms;
+  static constexpr std::int64_t kWeightWords = TileQuery::kMostRowTiles * kTokenSteps * kTerms * kTileWords;
+  static constexpr std::int64_t kValueWords = kTokenSteps * (kStrip / W) * kTileWords;
+
+  // Percent of the next chunk's lines asked for in each part; the sums ask for the others.
+  static constexpr std::int64_t kAskedByDot = 40, kAskedByPairs = 20;
+
+  struct Keys {
+    const char* data;
+    std::int64_t stride;
+  };
+
+  // 16 tokens at a time where they lie; copied where pages or the context end between them.
+  void find_keys(const char* const* rows, std::int64_t count, std::int64_t first, std::int64_t width) {
+    for (std::int64_t tile = 0; tile < kTokenTiles; ++tile) {
+      const char* const* own = rows + tile * kTileRows;
+      const std::int64_t left = count - tile * kTileRows;
+      if (left <= 0) {
+        keys_[tile] = keys_[0];
+      } else if (left >= kTileRows && own[kTileRows - 1] - own[0] == (kTileRows - 1) * row_bytes_ && in_row(own)) {
+        keys_[tile] = {own[0] + first * 2, row_bytes_};
+      } else {
+        bf16* to = staged_ + tile * kTileRows * width;
+        keys_[tile] = {reinterpret_cast<const char*>(to), width * 2};
+        for (std::int64_t i = 0; i < kTileRows; ++i) {
+          __builtin_memcpy(to + i * width, own[i < left ? i : left - 1] + first * 2, width * 2);
+        }
+      }
+    }
+  }
+
+  bool in_row(const char* const* rows) const {
+    for (std::int64_t i = 1; i < kTileRows; ++i) {
+      if (rows[i] - rows[i - 1] != row_bytes_) return false;
+    }
+    return true;
+  }
+
+  template <int Terms>
+  void dot_tile(const TileQuery& query, std::int64_t row_tile, std::int64_t width, Ahead& ahead) {
+    tiles_.zero<0>();
+    tiles_.zero<1>();
+    tiles_.zero<2>();
+    tiles_.zero<3>();
+    const std::uint32_t* q = query.tile(row_tile, 0);
+    for (std::int64_t byte = 0; byte < width * 2; byte += kTileRowBytes) {
+#pragma GCC unroll 3
+      for (int term = 0; term < Terms; ++term, q += kTileWords) {
+        tiles_.load<6>(q, kTileRowBytes);
+        tiles_.load<4>(keys_[0].data + byte, keys_[0].stride);
+        tiles_.dot<0, 4, 6>();
+        tiles_.load<5>(keys_[1].data + byte, keys_[1].stride);
+        tiles_.dot<1, 5, 6>();
+        tiles_.load<4>(keys_[2].data + byte, keys_[2].stride);
+        tiles_.dot<2, 4, 6>();
+        tiles_.load<5>(keys_[3].data + byte, keys_[3].stride);
+        tiles_.dot<3, 5, 6>();
+        ahead.step();
+      }
+    }
+    float* to = scores_ + row_tile * kTileRows;
+    constexpr std::int64_t stride = kRows * sizeof(float);
+    tiles_.store<0>(to, stride);
+    tiles_.store<1>(to + kTileRows * kRows, stride);
+    tiles_.store<2>(to + 2 * kTileRows * kRows, stride);
+    tiles_.store<3>(to + 3 * kTileRows * kRows, stride);
+  }
+
+  void scale(std::int64_t count, std::int64_t row) const {
+    const auto factor = S::broadcast(scale_);
+    for (std::int64_t t = 0; t < count; ++t) {
+      float* to = scores_ + t * kRows + row;
+      S::store(to, S::load(to) * factor);
+    }
+  }
+
+  // Weights of 16 rows, tokens in the lanes; none beyond `count`.
+  void cut_weights(std::int64_t row_tile, std::int64_t count) {
+    for (std::int64_t first = 0; first < kTokens; first += W) {
+      typename S::F rows[W];
+      for (int i = 0; i < W; ++i) {
+        rows[i] = first + i < count ? S::load(scores_ + (first + i) * kRows + row_tile * kTileRows) : S::zero();
+      }
+      transpose<W>(rows);
+      auto* to = reinterpret_cast<char*>(weights_ + (row_tile * kTokenSteps + first / kTileDepth) * kTerms * kTileWords) +
+                 first % kTileDepth * 2;
+      for (int i = 0; i < W; ++i, to += kTileRowBytes) {
+        for (int term = 0; term < kTerms; ++term) {
+          const auto half = __builtin_convertvector(next_term<W>(rows[i]) >> 16, typename S::H);
+          __builtin_memcpy(to + term * kTileBytes, &half, sizeof half);
+        }
+      }
+    }
+  }
+
+  void shrink_rows(const Partial& result, std::int64_t row_count) const {
+    for (std::int64_t row = 0; row < row_count; ++row) {
+      if (shrink_[row] == 1.0f) continue;
+      const auto factor = S::broadcast(shrink_[row]);
+      for (std::int64_t d = 0; d < result.strips * kStrip; d += W) {
+        S::store(result.at(row, d), S::load(result.at(row, d)) * factor);
+      }
+    }
+  }
+
+  // Tokens 2i and 2i + 1 side by side, column by column; zeros beyond `count`.
+  void pair_values(const char* const* rows, std::int64_t count, std::int64_t first, std::int64_t columns,
+                   Ahead& ahead) const {
+    for (std::int64_t token = 0; token < kTokens; token += 2) {
+      std::uint32_t* to = values_ + token / kTileDepth * (kStrip / W) * kTileWords + token % kTileDepth / 2 * W;
+      ahead.step();
+      for (std::int64_t d = 0; d < columns; d += 2 * W, to += 2 * kTileWords) {
+        Pairs even{}, odd{};
+        if (token < count) __builtin_memcpy(&even, rows[token] + (first + d) * 2, sizeof even);
+        if (token + 1 < count) __builtin_memcpy(&odd, rows[token + 1] + (first + d) * 2, sizeof odd);
+        const Pairs low = __builtin_shufflevector(even, odd, 0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39, 8,
+                                                  40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47);
+        const Pairs high = __builtin_shufflevector(even, odd, 16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54,
+                                                   23, 55, 24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63);
+        __builtin_memcpy(to, &low, sizeof low);
+        __builtin_memcpy(to + kTileWords, &high, sizeof high);
+      }
+    }
+  }
+
+  // Four accumulators at once, so that products need not wait for each other: row tiles if there are enough, else columns.
+  void sum_strip(float* out, std::int64_t row_tiles, std::int64_t column_tiles, std::int64_t steps, Ahead& ahead) {
+    std::int64_t row = 0;
+    for (; row + 4 <= row_tiles; row += 4) sum_tiles<4, 1>(out, row, column_tiles, steps, ahead);
+    if (row + 3 == row_tiles) return sum_tiles<3, 1>(out, row, column_tiles, steps, ahead);
+    for (; row + 2 <= row_tiles; row += 2) sum_tiles<2, 2>(out, row, column_tiles, steps, ahead);
+    for (; row < row_tiles; ++row) sum_tiles<1, 4>(out, row, column_tiles, steps, ahead);
+  }
+
+  template <int Rows, int Columns>
+  void sum_tiles(float* out, std::int64_t row, std::int64_t column_tiles, std::int64_t steps, Ahead& ahead) {
+    std::int64_t column = 0;
+    for (; column + Columns <= column_tiles; column += Columns) sum_block<Rows, Columns>(out, row, column, steps, ahead);
+    for (; column < column_tiles; ++column) sum_block<Rows, 1>(out, row, column, steps, ahead);
+  }
+
+  template <int Rows, int Columns>
+  void sum_block(float* out, std::int64_t row, std::int64_t column, std::int64_t steps, Ahead& ahead) {
+    out += row * kTileRows * kStrip + column * W;
+    constexpr std::int64_t stride = kStrip * sizeof(float);
+    each<Rows * Columns>([&]<int I>() { tiles_.load<I>(out + I % Rows * kTileRows * kStrip + I / Rows * W, stride); });
+    for (std::int64_t step = 0; step < steps; ++step) {
+      const std::uint32_t* values = values_ + (step * (kStrip / W) + column) * kTileWords;
+      const std::uint32_t* weights = weights_ + (row * kTokenSteps + step) * kTerms * kTileWords;
+#pragma GCC unroll 3
+      for (int term = 0; term < kTerms; ++term, weights += kTileWords) {
+        ahead.step();
+        each<Rows * Columns>([&]<int I>() {
+          constexpr int r = I % Rows, c = I / Rows;
+          if constexpr (r == 0) tiles_.load<6 + c % 2>(values + c * kTileWords, kTileRowBytes);
+          if constexpr (c == 0 || Rows > 2) {
+            tiles_.load<4 + r % 2>(weights + r * kTokenSteps * kTerms * kTileWords, kTileRowBytes);
+          }
+          tiles_.dot<I, 4 + r % 2, 6 + c % 2>();
+        });
+      }
+    }
+    each<Rows * Columns>([&]<int I>() { tiles_.store<I>(out + I % Rows * kTileRows * kStrip + I / Rows * W, stride); });
+  }
+
+  // f<0>(), f<1>(), ... f<Count - 1>().
+  template <int Count, int I = 0, typename F>
+  [[gnu::always_inline]] static void each(F&& f) {
+    if constexpr (I < Count) {
+      f.template operator()<I>();
+      each<Count, I + 1>(f);
+    }
+  }
+
+  const float scale_;
+  const std::int64_t row_bytes_;
+  float *scores_, *shrink_;
+  std::uint32_t *weights_, *values_;
+  bf16* staged_;
+  Keys keys_[kTokenTiles];
+  Tiles tiles_;
+};
+
+}  // namespace latentkv::LATENTKV_ISA

@@ -1,0 +1,15 @@
+"""`latentkv bench`: measurements on this machine, one subcommand each."""
+
+from __future__ import annotations
+
+import click
+
+from latentkv.cli.bench_model import model
+
+
+@click.group(short_help="Measure speed on this machine.")
+def bench() -> None:
+    """Measure speed on this machine, in turns with what it is compared with."""
+
+
+bench.add_command(model)

@@ -1,0 +1,122 @@
+"""`latentkv bench model`: prefill and decode of a whole model, with transformers beside it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from latentkv.cache.layout import FORMATS
+from latentkv.errors import OptionError, sentence
+
+if TYPE_CHECKING:
+    from latentkv.bench.model import Row
+    from latentkv.bench.subject import Subject
+
+DTYPES = ("float32", "bfloat16")
+
+
+@click.command(short_help="Prefill and decode of a model, end to end.")
+@click.argument("model", required=False)
+@click.option("--against", type=click.Choice(["transformers"]), help="Run the same weights in transformers too.")
+@click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Runs; the median counts.")
+@click.option("--tokens", type=click.IntRange(min=1), default=32, show_default=True, help="Tokens of a decode run.")
+@click.option("--only", default="", metavar="TEXT", help="Only cases whose name holds this, like decode or 2048.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads for everybody.  [default: torch's own]")
+@click.option(
+    "--dtype", type=click.Choice(["auto", *DTYPES]), default="auto", show_default=True, help="What we compute in."
+)
+@click.option(
+    "--weights",
+    type=click.Choice(["stored", "dtype"]),
+    default="stored",
+    show_default=True,
+    help="How we hold matrices: as the checkpoint stores them, or in the dtype we compute in.",
+)
+@click.option(
+    "--activations",
+    type=click.Choice(["float", "auto"]),
+    default="float",
+    show_default=True,
+    help="auto: round activations to int8 where they meet int8 and int4 weights and that is faster.",
+)
+@click.option(
+    "--attention", type=click.Choice(["mla", "gqa"]), default="mla", show_default=True, help="As in `generate`."
+)
+@click.option(
+    "--cache-format", type=click.Choice(list(FORMATS)), default="bf16", show_default=True, help="How rows are stored."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def model(*, model: str | None, against: str | None, threads: int | None, as_json: bool, **options: Any) -> None:
+    """Measure MODEL: a folder, a .gguf file, a hub id, "default" for SmolLM2, or nothing for a random model.
+
+    The random model is a dense one with DeepSeek-V2's attention (198M parameters in bfloat16). Prefill is of prompts
+    never seen before; decode is one request, greedy, with everything the engine does for a token. Contexts that the
+    model is too short for are left out. transformers computes in float32 and in bfloat16; its faster one counts.
+    """
+    from latentkv.bench.model import CASES, measure_model
+
+    repeats, tokens, only = options.pop("repeats"), options.pop("tokens"), options.pop("only")
+    cases = [case for case in CASES if only in case.name]
+    if not cases:
+        expected = f"a part of: {', '.join(case.name for case in CASES)}"
+        raise OptionError(sentence("--only", expected=expected, got=repr(only)))
+    cache_format = options.pop("cache_format")
+    with _reporting() as report:
+        subject = _subject(model, threads, report, options)
+        fitting = [case for case in cases if case.context_tokens + case.new_tokens + tokens < subject.longest]
+        rows = measure_model(
+            subject.model,
+            fitting,
+            peers=subject.peers(DTYPES) if against else (),
+            repeats=repeats,
+            decode_tokens=tokens,
+            cache_format=cache_format,
+            report=report,
+        )
+    _print(subject, rows, {"repeats": repeats, "cache_format": cache_format, **options}, as_json=as_json)
+
+
+def _subject(
+    model: str | None, threads: int | None, report: Callable[[int, int, str], None], options: dict[str, Any]
+) -> Subject:
+    import torch
+
+    from latentkv.bench.subject import open_subject
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    report(0, 1, "loading")
+    return open_subject(model, **options)
+
+
+def _print(subject: Subject, rows: Sequence[Row], options: dict[str, Any], *, as_json: bool) -> None:
+    from latentkv.bench.model import as_record
+    from latentkv.bench.subject import environment
+
+    facts = {**subject.facts, **environment(), **options}
+    if as_json:
+        click.echo(json.dumps({**facts, "cases": as_record(rows)}, indent=2))
+        return
+    from latentkv.cli.bench_tables import print_speeds
+
+    print_speeds(rows, facts)
+
+
+@contextmanager
+def _reporting() -> Iterator[Callable[[int, int, str], None]]:
+    """A function to report (done, in all, what) to: a bar on stderr, or lines where that is no terminal."""
+    if not sys.stderr.isatty():
+        yield lambda done, total, what: click.echo(f"[{done}/{total}] {what}", err=True) if what else None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)

@@ -1,0 +1,39 @@
+"""The tables that `latentkv bench` shows to people. Imports rich, so it is imported only when they are printed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from latentkv.bench.model import Row, Speed
+
+WIDEST_COLUMNS = 110
+
+
+def print_speeds(rows: Sequence[Row], facts: Mapping[str, Any]) -> None:
+    """Tokens per second of everybody, and ours over the fastest of the others."""
+    console = Console(width=WIDEST_COLUMNS, highlight=False, markup=False)
+    table = Table(box=box.SIMPLE, title="tokens per second, medians", title_justify="left")
+    table.add_column("case")
+    for speed in rows[0].speeds if rows else ():
+        table.add_column(speed.engine, justify="right")
+    compared = any(row.ratio is not None for row in rows)
+    if compared:
+        table.add_column("x fastest other", justify="right")
+    for row in rows:
+        cells = [row.case.name, *(_speed(speed) for speed in row.speeds)]
+        table.add_row(*cells, *([f"{row.ratio:.1f}"] if row.ratio is not None else []))
+    console.print(table)
+    console.print(", ".join(f"{name} {value}" for name, value in facts.items() if value is not None))
+    if any(speed.runs == 1 for row in rows for speed in row.speeds):
+        console.print("* measured once")
+
+
+def _speed(speed: Speed) -> str:
+    once = "*" if speed.runs == 1 else ""
+    return f"{speed.median:,.1f}{once}" if speed.median >= 1 else f"{speed.median:,.3f}{once}"

@@ -1,0 +1,1 @@
+"""What a cache costs and what a machine can hold: arithmetic over configurations, without torch and without weights."""

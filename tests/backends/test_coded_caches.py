@@ -1,0 +1,98 @@
+"""What codes cost in attention: the whole way from projections to outputs, against float64 over the numbers themselves.
+
+Also who computes it: the native backend says why it cannot, and `auto` takes the portable one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from latentkv.attend import attend, request_for
+from latentkv.backends.kernels import choose_kernels
+from latentkv.backends.native import NativeBackend
+from latentkv.backends.registry import select
+from latentkv.cache.batch import Batch
+from latentkv.cache.latent import LatentCache
+from latentkv.cache.layout import FORMATS, CacheLayout, mla_row
+from latentkv.ops.absorb import UpProjection
+from support.compare import assert_close
+from support.hostile import poison
+from support.reference import mla_reference
+
+HEADS, LATENT, ROPE, NOPE, VALUE = 8, 192, 16, 24, 20
+CODED = ("fp8", "int8", "int6", "int4")
+LENGTHS = [(7, 200), (1, 65), (33, 33), (1, 1)]
+PAGE = 16
+
+
+def case(format: str, *, rotated: bool, outliers: float = 1.0) -> tuple[Tensor, ...]:
+    """Writes rows of three channels that are `outliers` times larger; what attention gives, and what it should."""
+    generator = torch.Generator().manual_seed(3)
+    layout = CacheLayout(
+        mla_row(replace(FORMATS[format], rotated=rotated), kv_lora_rank=LATENT, qk_rope_head_dim=ROPE), 1, PAGE
+    )
+    pages = [-(-context // PAGE) for _, context in LENGTHS]
+    cache = LatentCache(layout, sum(pages) + 2)
+    poison(cache.storage)
+    order = torch.randperm(cache.num_pages, generator=generator).tolist()
+    tables = [[order.pop() for _ in range(count)] for count in pages]
+    contexts, layer = [], cache.layer(0)
+    for table, (_, context) in zip(tables, LENGTHS, strict=True):
+        kv = torch.randn(context, LATENT + ROPE, generator=generator)
+        kv[:, [5, 70, 150]] *= outliers
+        slots = Batch.build(query_lens=[context], context_lens=[context], pages=[table], page_tokens=PAGE).slots
+        still = (torch.ones(context, ROPE // 2), torch.zeros(context, ROPE // 2))
+        options = {"latent_norm": None, "rope_norm": None, "latent_eps": 0.0, "rope_eps": 0.0}
+        choose_kernels().write_latent(layer, slots, kv, angles=still, groups=1, interleaved=False, **options)
+        contexts.append({"latent": kv[:, :LATENT].double(), "rope": kv[:, LATENT:].bfloat16().double()})
+    weight = torch.randn(HEADS * (NOPE + VALUE), LATENT, generator=generator) * LATENT**-0.5
+    weight[:, [5, 70, 150]] /= outliers  # as a model would have them: large channels do not drown the others
+    up = UpProjection.from_kv_b_proj(weight, num_heads=HEADS, qk_nope_head_dim=NOPE)
+    batch = Batch.build(
+        query_lens=[new for new, _ in LENGTHS], context_lens=[all for _, all in LENGTHS], pages=tables, page_tokens=PAGE
+    )
+    query = torch.randn(batch.num_tokens, HEADS, NOPE + ROPE, generator=generator)
+    scale = (NOPE + ROPE) ** -0.5
+    attended = attend(query, layer, batch, scale=scale, up=up.rotated() if rotated else up)
+    out, lse = mla_reference(query, contexts, LENGTHS, w_uk=up.w_uk, w_uv=up.w_uv, scale=scale)
+    return attended.out, out, attended.lse, lse
+
+
+@pytest.mark.parametrize("rotated", [False, True])
+@pytest.mark.parametrize("format", CODED)
+def test_attention_over_codes_of_normal_numbers_errs_as_codes_do(format: str, rotated: bool) -> None:
+    out, expected, lse, expected_lse = case(format, rotated=rotated)
+    assert_close(out, expected, tolerance=f"attention over {format}")
+    assert_close(lse, expected_lse, tolerance=f"lse over {format}")
+
+
+@pytest.mark.parametrize("format", ["int8", "int6", "int4"])
+def test_rotation_keeps_that_error_where_channels_are_outliers(format: str) -> None:
+    out, expected, *_ = case(format, rotated=True, outliers=8.0)
+    assert_close(out, expected, tolerance=f"attention over {format}")
+    error = (out.double() - expected).norm()
+    unrotated, *_ = case(format, rotated=False, outliers=8.0)
+    assert error < 0.6 * (unrotated.double() - expected).norm()
+
+
+def test_a_rotated_float32_cache_changes_nothing() -> None:
+    out, *_ = case("f32", rotated=True)
+    plain, *_ = case("f32", rotated=False)
+    assert_close(out, plain.double(), tolerance="float32")
+
+
+@pytest.mark.parametrize("format", CODED)
+def test_native_says_why_it_cannot_and_auto_takes_the_portable_backend(format: str) -> None:
+    layout = CacheLayout(mla_row(format, kv_lora_rank=LATENT, qk_rope_head_dim=ROPE), 1, PAGE)
+    batch = Batch.build(query_lens=[1], context_lens=[1], pages=[[0]], page_tokens=PAGE)
+    request = request_for(torch.zeros(1, HEADS, LATENT + ROPE), LatentCache(layout, 1).layer(0), batch)
+    support = NativeBackend().supports(request)
+    assert not support.ok
+    assert format in support.reason
+    selection = select(request)
+    assert selection.backend.name == "portable"
+    assert selection.rejected[0] == ("native", support.reason)

@@ -1,0 +1,36 @@
+"""`latentkv bench`: what it prints, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from support.command_line import Run, assert_one_sentence
+
+BRIEF = ("--repeats", "1", "--tokens", "2")
+
+
+def test_bench_model_prints_one_json_object(run: Run, tiny_folder: Path) -> None:
+    result = run("bench", "model", tiny_folder, *BRIEF, "--only", "empty", "--json")
+    assert result.exit_code == 0
+    record = json.loads(result.stdout)
+    assert record["model"] == str(tiny_folder)
+    assert [case["case"] for case in record["cases"]] == ["decode at empty"]
+    assert record["threads"] == 1
+    assert "[1/2] decode at empty, latentkv" in result.stderr
+
+
+def test_bench_model_prints_a_table_beside_transformers(run: Run, tiny_folder: Path) -> None:
+    result = run("bench", "model", tiny_folder, *BRIEF, "--only", "empty", "--against", "transformers")
+    assert result.exit_code == 0
+    assert "transformers bfloat16" in result.stdout
+    assert "x fastest other" in result.stdout
+
+
+def test_contexts_beyond_the_models_are_left_out(run: Run, tiny_folder: Path) -> None:
+    record = json.loads(run("bench", "model", tiny_folder, *BRIEF, "--only", "decode", "--json").stdout)
+    assert [case["case"] for case in record["cases"]] == ["decode at empty"]
+
+
+def test_an_unknown_case_is_refused_before_anything_is_loaded(run: Run) -> None:
+    assert_one_sentence(run("bench", "model", "--only", "nonsense"), "prefill 512")

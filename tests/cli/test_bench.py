@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from support.command_line import Run, assert_one_sentence
+from support.tiny_models import FAMILIES, save_model
 
 BRIEF = ("--repeats", "1", "--tokens", "2")
 
@@ -34,3 +35,12 @@ def test_contexts_beyond_the_models_are_left_out(run: Run, tiny_folder: Path) ->
 
 def test_an_unknown_case_is_refused_before_anything_is_loaded(run: Run) -> None:
     assert_one_sentence(run("bench", "model", "--only", "nonsense"), "prefill 512")
+
+
+def test_bench_model_profiles_a_decode_step(run: Run, tmp_path: Path) -> None:
+    save_model(FAMILIES[0], tmp_path / "model")
+    result = run("bench", "model", tmp_path / "model", "--profile", "--tokens", "4", "--json")
+    assert result.exit_code == 0
+    assert {"weights", "attention", "Python"} <= {part["name"] for part in json.loads(result.stdout)["parts"]}
+    assert "a decode step at batch 1" in run("bench", "model", tmp_path / "model", "--profile", "--tokens", "4").stdout
+    assert_one_sentence(run("bench", "model", "--profile", "--only", "decode"), "neither")

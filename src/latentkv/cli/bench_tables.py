@@ -11,6 +11,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from latentkv.bench.model import Row, Speed
+    from latentkv.bench.profile import Part
 
 WIDEST_COLUMNS = 110
 
@@ -32,6 +33,20 @@ def print_speeds(rows: Sequence[Row], facts: Mapping[str, Any]) -> None:
     console.print(", ".join(f"{name} {value}" for name, value in facts.items() if value is not None))
     if any(speed.runs == 1 for row in rows for speed in row.speeds):
         console.print("* measured once")
+
+
+def print_parts(parts: Sequence[Part], facts: Mapping[str, Any]) -> None:
+    """What a decode step consists of."""
+    console = Console(width=WIDEST_COLUMNS, highlight=False, markup=False)
+    table = Table(box=box.SIMPLE, title="a decode step at batch 1", title_justify="left")
+    table.add_column("part")
+    for heading in ("ms", "share", "calls"):
+        table.add_column(heading, justify="right")
+    for part in parts:
+        calls = f"{part.calls:.0f}" if part.calls else ""
+        table.add_row(part.name, f"{part.milliseconds:.3f}", f"{part.share:.1%}", calls)
+    console.print(table)
+    console.print(", ".join(f"{name} {value}" for name, value in facts.items() if value is not None))
 
 
 def _speed(speed: Speed) -> str:

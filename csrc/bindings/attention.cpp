@@ -37,7 +37,7 @@ CodeFormat code_format(const std::string& name) {
 // (format, width, group, bytes of a scale, offset of the scales, offset of the RoPE part), for rows of so many bytes.
 RowCodes codes_of(nb::tuple codes, std::int64_t rope_width, std::int64_t row_bytes) {
   const auto number = [&](std::size_t i) { return nb::cast<std::int64_t>(codes[i]); };
-  const RowCodes found{code_format(nb::cast<std::string>(codes[0])), number(1), number(2), number(3) == 2, number(4),
+  const RowCodes found{code_format(nb::cast<nb::str>(codes[0]).c_str()), number(1), number(2), number(3) == 2, number(4),
                        number(5), row_bytes};
   const std::int64_t scales = found.group > 0 ? (found.width + found.group - 1) / found.group : 0;
   const std::int64_t units = (found.width + 63) / 64;

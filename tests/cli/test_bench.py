@@ -44,3 +44,22 @@ def test_bench_model_profiles_a_decode_step(run: Run, tmp_path: Path) -> None:
     assert {"weights", "attention", "Python"} <= {part["name"] for part in json.loads(result.stdout)["parts"]}
     assert "a decode step at batch 1" in run("bench", "model", tmp_path / "model", "--profile", "--tokens", "4").stdout
     assert_one_sentence(run("bench", "model", "--profile", "--only", "decode"), "neither")
+
+
+def test_bench_attention_and_linear_tell_shares_of_the_ceilings(run: Run) -> None:
+    brief = ("--repeats", "1", "--threads", "1")
+    attention = run("bench", "attention", *brief, "--only", "decode H=1 context=4096 batch=1 ", "--json")
+    linear = run("bench", "linear", *brief, "--only", "torch", "--cpu-time", "--json")
+    for result, count in ((attention, 1), (linear, 8)):
+        assert result.exit_code == 0
+        record = json.loads(result.stdout)
+        assert len(record["cases"]) == count
+        assert record["ceilings"]["1"]["gflops"] > 0
+        assert all(0 < row["share_of_fma"] <= row["best_share_of_fma"] for row in record["cases"])
+    assert "of reading" in run("bench", "linear", *brief, "--only", "torch").stdout
+
+
+def test_bench_kernels_refuse_what_they_cannot_do(run: Run) -> None:
+    assert_one_sentence(run("bench", "linear", "--threads", "2", "--cpu-time"), "--threads 1")
+    assert_one_sentence(run("bench", "linear", "--only", "nonsense"), "part of a case's name")
+    assert_one_sentence(run("bench", "linear", "--isa", "mmx"), "instruction set")

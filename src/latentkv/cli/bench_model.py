@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from latentkv.cache.layout import FORMATS
+from latentkv.cli.bench_progress import reporting
 from latentkv.errors import OptionError, sentence
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ def model(
         return
     from latentkv.bench.model import measure_model
 
-    with _reporting() as report:
+    with reporting() as report:
         subject = _subject(model, threads, report, options)
         fitting = [case for case in cases if case.context_tokens + case.new_tokens + tokens < subject.longest]
         rows = measure_model(
@@ -104,7 +103,7 @@ def _profile(
     from latentkv.bench.profile import profile_decode, timing
     from latentkv.bench.subject import environment
 
-    with _reporting() as report, timing() as clock:
+    with reporting() as report, timing() as clock:
         subject = _subject(model, threads, report, options)
         report(0, 1, "decoding")
         parts = profile_decode(
@@ -143,18 +142,3 @@ def _print(subject: Subject, rows: Sequence[Row], options: dict[str, Any], *, as
     from latentkv.cli.bench_tables import print_speeds
 
     print_speeds(rows, facts)
-
-
-@contextmanager
-def _reporting() -> Iterator[Callable[[int, int, str], None]]:
-    """A function to report (done, in all, what) to: a bar on stderr, or lines where that is no terminal."""
-    if not sys.stderr.isatty():
-        yield lambda done, total, what: click.echo(f"[{done}/{total}] {what}", err=True) if what else None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)

@@ -49,6 +49,25 @@ def print_parts(parts: Sequence[Part], facts: Mapping[str, Any]) -> None:
     console.print(", ".join(f"{name} {value}" for name, value in facts.items() if value is not None))
 
 
+def print_kernels(record: Mapping[str, Any]) -> None:
+    """Rates and shares of the ceilings, and the ceilings."""
+    console = Console(width=WIDEST_COLUMNS, highlight=False, markup=False)
+    table = Table(box=box.SIMPLE)
+    table.add_column("case")
+    for heading in ("ms", "GFLOP/s", "of FMA", "best", "GB/s", "of reading", "best"):
+        table.add_column(heading, justify="right")
+    for row in record["cases"]:
+        shares = [f"{row[name]:.0%}" for name in ("share_of_fma", "best_share_of_fma")]
+        reading = [f"{row[name]:.0%}" for name in ("share_of_read", "best_share_of_read")]
+        table.add_row(
+            row["case"], f"{row['ms']:.3f}", f"{row['gflops']:.1f}", *shares, f"{row['read_gbs']:.2f}", *reading
+        )
+    console.print(table)
+    for threads, best in record["ceilings"].items():
+        console.print(f"ceilings, {threads} threads: {best['gflops']} GFLOP/s, {best['read_gbs']} GB/s read")
+    console.print(f"instruction set {record['isa']}")
+
+
 def _speed(speed: Speed) -> str:
     once = "*" if speed.runs == 1 else ""
     return f"{speed.median:,.1f}{once}" if speed.median >= 1 else f"{speed.median:,.3f}{once}"

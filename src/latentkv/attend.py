@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from latentkv.backends.base import Attended, Form, Plan, Request
-from latentkv.backends.registry import select
+from latentkv.backends.registry import planned_by, select
 from latentkv.cache.batch import Batch
 from latentkv.cache.latent import LayerCache
 from latentkv.errors import OptionError, ShapeError, sentence
@@ -69,6 +69,19 @@ def attend(
         plan = chosen.plan(request, batch)
     plan.check(request, batch)
     return chosen.run(plan, request, query, cache, batch, scale=scale, causal=causal, up=up)
+
+
+def attend_planned(
+    query: Tensor, cache: LayerCache, batch: Batch, *, plan: Plan, scale: float, up: UpProjection | None = None
+) -> Attended:
+    """`attend`, causal, for the layers of a step after the first: what `request_for` checked for one holds for all.
+
+    The arguments have the shapes and dtypes of those that `plan.request` was made from; that is not checked again.
+    Raises StalePlanError for a batch of other lengths.
+    """
+    plan.check_lengths(batch)
+    backend = planned_by(plan)
+    return backend.run(plan, plan.request, query, cache, batch, scale=scale, causal=True, up=up)
 
 
 def plan_attend(request: Request, batch: Batch, *, backend: str = "auto") -> Plan:

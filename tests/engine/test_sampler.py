@@ -54,6 +54,25 @@ def test_filters_by_hand(options: dict[str, float], expected: list[float]) -> No
     assert_close(chances(**options), torch.tensor(expected, dtype=torch.float32), tolerance="float32")
 
 
+@pytest.mark.parametrize("step", [0.0, 0.25])
+@pytest.mark.parametrize(
+    ("top_k", "top_p"), [(1, 1.0), (40, 1.0), (700, 0.9), (0, 0.3), (0, 0.97), (0, 0.999), (9999, 0.5)]
+)
+def test_filters_of_a_large_vocabulary_are_those_of_a_full_sort(top_k: int, top_p: float, step: float) -> None:
+    logits = torch.randn(3000, generator=torch.Generator().manual_seed(5)) * 3
+    logits = (logits / step).round() * step if step else logits  # many equal ones
+    order = sorted(range(3000), key=lambda token: (-float(logits[token]), token))[: top_k or None]
+    mass = logits.double()[order].softmax(0)
+    before = mass.cumsum(0) - mass
+    kept = [token for place, token in enumerate(order) if place == 0 or top_p == 1 or before[place] < top_p]
+    expected = torch.zeros(3000, dtype=torch.float64)
+    expected[kept] = logits.double()[kept].softmax(0)
+    params = SamplingParams(temperature=1.0, top_k=top_k, top_p=top_p)
+    found = probabilities(logits[None], [params])[0]
+    assert torch.equal(found > 0, expected > 0)
+    assert_close(found, expected, tolerance="float32")
+
+
 def test_filters_of_one_row_do_not_touch_another() -> None:
     options = [{}, {"top_k": 2}, {"top_p": 0.4}, {"min_p": 0.4}, {"temperature": 0.5}]
     together = probabilities(LOGITS.expand(5, 4), [SamplingParams(**one) for one in options])

@@ -65,6 +65,10 @@ class Plan:
         """Raise StalePlanError unless the plan was made for this request and exactly these lengths."""
         if self.request != request:
             raise StalePlanError(f"plan: made for {self.request}, used for {request}. Make a plan for each.")
+        self.check_lengths(batch)
+
+    def check_lengths(self, batch: Batch) -> None:
+        """Raise StalePlanError unless the plan was made for exactly these lengths."""
         if self.lengths != batch.lengths:
             raise StalePlanError(
                 "plan: made for other (query, context) lengths than this batch has. Make a new plan for each step."

@@ -6,6 +6,7 @@ Works without the extension: there are then none, and `native_missing` says why.
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING
 
 from latentkv import env
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 
 def _load() -> ModuleType:
-    return importlib.import_module("latentkv._native")
+    # Asked several times for each layer of a step: the import system takes longer than some kernels.
+    return sys.modules.get("latentkv._native") or importlib.import_module("latentkv._native")
 
 
 def native_missing() -> str:
@@ -43,10 +45,10 @@ def find_isa(name: str | None = None) -> Isa:
 
     Raises OptionError for a name that this build or CPU does not have, UnsupportedError without the extension.
     """
-    reason = native_missing()
-    if reason:
-        raise UnsupportedError(f"native kernels: {reason}")
-    isas: tuple[Isa, ...] = _load().isas()
+    try:
+        isas: tuple[Isa, ...] = _load().isas()
+    except ImportError:
+        raise UnsupportedError(f"native kernels: {native_missing()}") from None
     forced = env.isa()
     wanted = name or forced
     if wanted is None:

@@ -8,6 +8,7 @@ expands the context first: native_head.py.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -23,6 +24,9 @@ from latentkv.cache.latent import LayerCache
 from latentkv.errors import StalePlanError
 from latentkv.ops.absorb import UpProjection
 
+if TYPE_CHECKING:
+    from latentkv._native import Isa
+
 # What an operation of the up-projections takes compared with one of attention proper: benchmarks/bench_forms.py.
 PROJECTION_COST = 2.2
 QUERY_DTYPES = ("float32", "bfloat16")
@@ -33,9 +37,14 @@ WIDEST_VECTOR = 16
 
 @dataclass(frozen=True)
 class NativePlan(Plan):
-    """A plan with the kernel's work records for the sequences that are not in head form."""
+    """A plan with the kernel's work records for the sequences that are not in head form.
+
+    isa: the kernels; path: what `Attended` tells
+    """
 
     work: Work
+    isa: Isa
+    path: str
 
 
 class NativeBackend:
@@ -67,7 +76,9 @@ class NativeBackend:
             threads=torch.get_num_threads(),
             deterministic=request.deterministic,
         )
-        return NativePlan(self.name, request, batch.lengths, forms, work)
+        isa = find_isa(self.isa)
+        path = f"{self.name}:{isa.name}:{'+'.join(sorted(set(forms)))}"
+        return NativePlan(self.name, request, batch.lengths, forms, work, isa, path)
 
     def run(
         self,
@@ -84,25 +95,21 @@ class NativeBackend:
         """See `Backend.run`. Raises ShapeError for page ids outside the cache, StalePlanError for another's plan."""
         if not isinstance(plan, NativePlan):
             raise StalePlanError(f"plan: made by backend {plan.backend!r}. Make a new plan with the one that runs it.")
-        call = _Call(self.isa, plan, request, cache, batch, scale, causal)
-        return Attended(*call.run(query, up), path=f"{self.name}:{find_isa(self.isa).name}:{call.forms}")
+        call = _Call(plan.isa, plan, request, cache, batch, scale, causal)
+        return Attended(*call.run(query, up), path=plan.path)
 
 
 @dataclass(frozen=True)
 class _Call:
     """One `run` and its arguments."""
 
-    isa: str | None
+    isa: Isa
     plan: NativePlan
     request: Request
     cache: LayerCache
     batch: Batch
     scale: float
     causal: bool
-
-    @property
-    def forms(self) -> str:
-        return "+".join(sorted(set(self.plan.forms)))
 
     def run(self, query: Tensor, up: UpProjection | None) -> tuple[Tensor, Tensor]:
         """Output and LSE of all tokens."""
@@ -126,7 +133,7 @@ class _Call:
 
     def _head(self, query: Tensor, index: int, up: UpProjection) -> tuple[Tensor, Tensor]:
         return attend_expanded(
-            find_isa(self.isa),
+            self.isa,
             query,
             self.cache,
             self.batch,
@@ -151,7 +158,7 @@ class _Call:
             nope = value_width if up is None else request.qk_nope_head_dim
             a, b = query[..., :nope], query[..., nope:]
             if up is not None:
-                a = project_columns(find_isa(self.isa), a, up.w_uk) if nope else None
+                a = project_columns(self.isa, a, up.w_uk) if nope else None
             key, value = (request.kv_lora_rank + request.qk_rope_head_dim, 0), (-1, 0)
         dtype = query.dtype if up is None else torch.float32
         tokens = query.shape[0]
@@ -160,7 +167,7 @@ class _Call:
         out = torch.zeros(rows, request.num_heads, value_width, dtype=dtype)
         lse = torch.full(query.shape[:2], -torch.inf, dtype=torch.float32)
         work = self.plan.work
-        find_isa(self.isa).attention(
+        self.isa.attention(
             out[:tokens],
             lse,
             a,
@@ -178,7 +185,7 @@ class _Call:
         )
         if up is not None:
             expanded = query.new_empty(rows, request.num_heads, request.v_head_dim)
-            project_rows(find_isa(self.isa), out, up.w_uv, into=expanded)
+            project_rows(self.isa, out, up.w_uv, into=expanded)
             out = expanded[:tokens]
         return out, lse
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from latentkv.backends.base import Backend, Request
+from latentkv.backends.base import Backend, Plan, Request
 from latentkv.backends.native import NativeBackend
 from latentkv.backends.portable import PortableBackend
 from latentkv.errors import OptionError, UnsupportedError, sentence
@@ -39,3 +39,11 @@ def select(request: Request, *, name: str = "auto") -> Selection:
             return Selection(backend, tuple(rejected))
         rejected.append((backend.name, support.reason))
     raise UnsupportedError("no backend can run this: " + "; ".join(f"{who}: {why}" for who, why in rejected))
+
+
+def planned_by(plan: Plan) -> Backend:
+    """The backend that made a plan. Raises OptionError when there is none of its name."""
+    for backend in BACKENDS:
+        if backend.name == plan.backend:
+            return backend
+    raise OptionError(sentence("plan", expected="one of a backend that is here", got=repr(plan.backend)))

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import torch
 
-from latentkv.backends.isa import active_isa
+from latentkv.backends.ceilings import Ceilings
+from latentkv.backends.isa import active_isa, find_isa, native_missing
 from latentkv.backends.kernels import choose_kernels
 from latentkv.bench.peers import TransformersPeer, transformers_version
 from latentkv.bench.random_model import CONFIG, RandomSource
@@ -20,6 +21,7 @@ from latentkv.models.step import Execution
 from latentkv.models.weights import WeightSource
 
 DEFAULT_MODEL = "default"
+CEILING_SAMPLES = 5
 
 
 @dataclass(frozen=True)
@@ -82,14 +84,21 @@ def open_subject(
 
 
 def environment() -> dict[str, Any]:
-    """Versions, threads and instruction set."""
+    """Versions, threads and instruction set, and what the machine multiplies and reads at best."""
     try:
         theirs: str | None = transformers_version()
     except OptionError:
         theirs = None
+    ceilings: dict[str, float] = {}
+    if not native_missing():
+        best = Ceilings(find_isa(), torch.get_num_threads())
+        for _ in range(CEILING_SAMPLES):
+            best.sample()
+        ceilings = {"fma_gflops": round(best.gflops, 1), "read_gbs": round(best.read_gbs, 2)}
     return {
         "isa": active_isa(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "transformers": theirs,
+        **ceilings,
     }

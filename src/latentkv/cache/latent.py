@@ -47,7 +47,7 @@ class LayerCache:
 class LatentCache:
     """`num_pages` pages for every layer of a model, allocated at once and never grown.
 
-    storage: [layers, pages, page_tokens, storage_elements], of no value yet: nothing may read a row before it is written
+    storage: [layers, pages, page_tokens, storage_elements], of no value yet: no row may be read before it is written
     """
 
     def __init__(self, layout: CacheLayout, num_pages: int, *, device: torch.device | str = "cpu") -> None:
@@ -60,6 +60,8 @@ class LatentCache:
             TORCH_DTYPE[layout.row.storage_dtype],
             device=device,
         )
+        # Made once: a view of each layer in each step takes as long as a small kernel.
+        self._layers = tuple([LayerCache(rows, layout.row) for rows in self.storage])
 
     @property
     def size_bytes(self) -> int:
@@ -68,7 +70,7 @@ class LatentCache:
 
     def layer(self, index: int) -> LayerCache:
         """The pages of layer `index`."""
-        return LayerCache(self.storage[index], self.layout.row)
+        return self._layers[index]
 
     def copy_pages(self, source: Sequence[int], target: Sequence[int]) -> None:
         """Copy whole pages in every layer (copy-on-write of a shared page). Mutates the target pages."""

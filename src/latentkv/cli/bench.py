@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from latentkv.cli.bench_kernels import attention, linear
 from latentkv.cli.bench_model import model
 
 
@@ -12,4 +13,6 @@ def bench() -> None:
     """Measure speed on this machine, in turns with what it is compared with."""
 
 
+bench.add_command(attention)
+bench.add_command(linear)
 bench.add_command(model)

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from latentkv.cache.layout import FORMATS
+from latentkv.cli.bench_progress import reporting
 from latentkv.errors import OptionError, sentence
 
 if TYPE_CHECKING:
-    from latentkv.bench.model import Row
+    from latentkv.bench.model import Case, Row
     from latentkv.bench.subject import Subject
 
 DTYPES = ("float32", "bfloat16")
+PROFILE_CONTEXT = 128
 
 
 @click.command(short_help="Prefill and decode of a model, end to end.")
@@ -50,23 +51,28 @@ DTYPES = ("float32", "bfloat16")
 @click.option(
     "--cache-format", type=click.Choice(list(FORMATS)), default="bf16", show_default=True, help="How rows are stored."
 )
+@click.option("--profile", is_flag=True, help="Show what a decode step consists of instead, at a context of 128.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
-def model(*, model: str | None, against: str | None, threads: int | None, as_json: bool, **options: Any) -> None:
+def model(
+    *, model: str | None, against: str | None, threads: int | None, profile: bool, as_json: bool, **options: Any
+) -> None:
     """Measure MODEL: a folder, a .gguf file, a hub id, "default" for SmolLM2, or nothing for a random model.
 
     The random model is a dense one with DeepSeek-V2's attention (198M parameters in bfloat16). Prefill is of prompts
     never seen before; decode is one request, greedy, with everything the engine does for a token. Contexts that the
     model is too short for are left out. transformers computes in float32 and in bfloat16; its faster one counts.
     """
-    from latentkv.bench.model import CASES, measure_model
-
     repeats, tokens, only = options.pop("repeats"), options.pop("tokens"), options.pop("only")
-    cases = [case for case in CASES if only in case.name]
-    if not cases:
-        expected = f"a part of: {', '.join(case.name for case in CASES)}"
-        raise OptionError(sentence("--only", expected=expected, got=repr(only)))
+    cases = _cases(only)
     cache_format = options.pop("cache_format")
-    with _reporting() as report:
+    if profile:
+        if against or only:
+            raise OptionError(sentence("--profile", expected="neither --against nor --only", got="one of them"))
+        _profile(model, threads, options, tokens=tokens, cache_format=cache_format, as_json=as_json)
+        return
+    from latentkv.bench.model import measure_model
+
+    with reporting() as report:
         subject = _subject(model, threads, report, options)
         fitting = [case for case in cases if case.context_tokens + case.new_tokens + tokens < subject.longest]
         rows = measure_model(
@@ -79,6 +85,37 @@ def model(*, model: str | None, against: str | None, threads: int | None, as_jso
             report=report,
         )
     _print(subject, rows, {"repeats": repeats, "cache_format": cache_format, **options}, as_json=as_json)
+
+
+def _cases(only: str) -> list[Case]:
+    from latentkv.bench.model import CASES
+
+    cases = [case for case in CASES if only in case.name]
+    if not cases:
+        expected = f"a part of: {', '.join(case.name for case in CASES)}"
+        raise OptionError(sentence("--only", expected=expected, got=repr(only)))
+    return cases
+
+
+def _profile(
+    model: str | None, threads: int | None, options: dict[str, Any], *, tokens: int, cache_format: str, as_json: bool
+) -> None:
+    from latentkv.bench.profile import profile_decode, timing
+    from latentkv.bench.subject import environment
+
+    with reporting() as report, timing() as clock:
+        subject = _subject(model, threads, report, options)
+        report(0, 1, "decoding")
+        parts = profile_decode(
+            subject.model, clock, context_tokens=PROFILE_CONTEXT, tokens=tokens, cache_format=cache_format
+        )
+    facts = {**subject.facts, **environment(), "context_tokens": PROFILE_CONTEXT, "cache_format": cache_format}
+    if as_json:
+        click.echo(json.dumps({**facts, **options, "parts": [asdict(part) for part in parts]}, indent=2))
+        return
+    from latentkv.cli.bench_tables import print_parts
+
+    print_parts(parts, facts)
 
 
 def _subject(
@@ -105,18 +142,3 @@ def _print(subject: Subject, rows: Sequence[Row], options: dict[str, Any], *, as
     from latentkv.cli.bench_tables import print_speeds
 
     print_speeds(rows, facts)
-
-
-@contextmanager
-def _reporting() -> Iterator[Callable[[int, int, str], None]]:
-    """A function to report (done, in all, what) to: a bar on stderr, or lines where that is no terminal."""
-    if not sys.stderr.isatty():
-        yield lambda done, total, what: click.echo(f"[{done}/{total}] {what}", err=True) if what else None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)

@@ -14,7 +14,7 @@ from latentkv.cache.layout import FORMATS
 from latentkv.errors import OptionError, TokenizerError, sentence
 
 if TYPE_CHECKING:
-    from latentkv.evaluate.cache_quality import CacheQuality
+    from latentkv.evaluate.cache_quality import CacheQuality, Options
 
 
 @click.command(short_help="Quality of each cache format on a text.")
@@ -96,17 +96,15 @@ def read_text(name: str) -> str:
     return text
 
 
-def _prepare(model: str | None, text: str, dtype: str, options: object) -> CacheQuality:
+def _prepare(model: str | None, text: str, dtype: str, options: Options) -> CacheQuality:
     from latentkv.cli.running import loading_bar
-    from latentkv.evaluate.cache_quality import CacheQuality, Options
+    from latentkv.evaluate.cache_quality import CacheQuality
     from latentkv.models.load import load_model
 
     with loading_bar("loading") as progress:
         loaded = load_model(model, dtype=dtype, progress=progress)
     if loaded.tokenizer is None:
         raise TokenizerError("the model has no tokenizer: a text cannot be turned into its tokens.")
-    if not isinstance(options, Options):
-        raise TypeError("options must be evaluate.cache_quality.Options")
     return CacheQuality(loaded.model, loaded.tokenizer, text, options)
 
 

@@ -7,7 +7,19 @@ import click
 import latentkv
 from latentkv.cli.program import Program, RunOptions
 
-COMMANDS = ("bench", "catalog", "chat", "claims", "convert", "doctor", "eval", "generate", "inspect", "plan", "quantize")
+COMMANDS = (
+    "bench",
+    "catalog",
+    "chat",
+    "claims",
+    "convert",
+    "doctor",
+    "eval",
+    "generate",
+    "inspect",
+    "plan",
+    "quantize",
+)
 
 
 @click.group(

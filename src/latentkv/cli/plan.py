@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from latentkv.cache.layout import DEFAULT_PAGE_TOKENS, FORMATS, PAGE_TOKENS
+from latentkv.cli.plan_speed import SPEED_OPTIONS, wants_speed
 from latentkv.errors import OptionError, sentence
 
 if TYPE_CHECKING:
@@ -80,7 +82,7 @@ OUTPUT_OPTIONS = (
 
 
 def _all_options(command: Command) -> Command:
-    for option in reversed((*CACHE_OPTIONS, *DEVICE_OPTIONS, *OUTPUT_OPTIONS)):
+    for option in reversed((*CACHE_OPTIONS, *DEVICE_OPTIONS, *SPEED_OPTIONS, *OUTPUT_OPTIONS)):
         command = option(command)
     return command
 
@@ -93,7 +95,8 @@ def plan(models: tuple[str, ...], **options: Any) -> None:
 
     MODEL is a name of the catalogue (`latentkv catalog list`), a config.json, a folder or a .gguf file. Nothing is
     loaded and, unless --hub is given, nothing is fetched. Several models make one table. With --memory the questions
-    turn round: how many users have this context, and how long a context do so many users have.
+    turn round: how many users have this context, and how long a context do so many users have. With --device or
+    --this-machine it is told how fast that can be.
     """
     from latentkv.cli.resolve_model import resolve_model
     from latentkv.planner.plan import make_plan
@@ -104,7 +107,8 @@ def plan(models: tuple[str, ...], **options: Any) -> None:
     question = _question(found, options)
     plans = [make_plan(model, question) for model in found]
     comparisons = _comparisons(plans, other, options) if other is not None else []
-    click.echo(_text(plans, comparisons, options), nl=False)
+    text = _text(plans, comparisons, options)
+    click.echo(_with_speed(text, found, question, options) if wants_speed(options) else text, nl=False)
     if options["plot"] is not None:
         from latentkv.planner.cache_plots import draw_plans
 
@@ -115,6 +119,8 @@ def plan(models: tuple[str, ...], **options: Any) -> None:
 def _check_output(options: dict[str, Any]) -> None:
     if options["as_json"] and options["as_csv"]:
         raise OptionError(sentence("--json and --csv", expected="one of them", got="both"))
+    if options["as_csv"] and wants_speed(options):
+        raise OptionError(sentence("--csv", expected="no --device and no --this-machine beside it", got="one"))
     plot = options["plot"]
     if plot is not None and plot.suffix not in PLOT_SUFFIXES:
         raise OptionError(sentence("--plot", expected=f"a file ending in {', '.join(PLOT_SUFFIXES)}", got=str(plot)))
@@ -172,3 +178,22 @@ def _text(plans: Sequence[Plan], comparisons: Sequence[Comparison], options: dic
     from latentkv.cli.plan_tables import plans_text
 
     return plans_text(plans, comparisons, explain=options["explain"])
+
+
+def _with_speed(text: str, models: Sequence[Model], question: Question, options: dict[str, Any]) -> str:
+    """The plan with ceilings and predictions: tables after its tables, or "speed" in its JSON object."""
+    from latentkv.cli.plan_speed import draw, speed_records, speed_text
+    from latentkv.planner.roofline import Load
+
+    weights = None if question.weights == "none" else question.weights or "bf16"
+    asked = {**options, "format": question.formats[0], "weights": weights}
+    load = Load(batch=question.users, context_tokens=question.context_tokens, queries=options["queries"])
+    if options["as_json"]:
+        whole = {**json.loads(text), "speed": speed_records(models, load, asked)}
+        text = json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
+    else:
+        text += speed_text(models, load, asked)
+    if options["roofline"] is not None:
+        draw(models, load, asked)
+        click.echo(f"drawn: {options['roofline']}", err=True)
+    return text

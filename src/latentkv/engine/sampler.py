@@ -16,6 +16,9 @@ from torch import Tensor
 from latentkv.engine.output import TokenLogprob
 from latentkv.engine.sampling_params import SamplingParams
 
+# Tokens that are looked at first for top-p: more are sorted only where these do not reach it.
+FIRST_CANDIDATES = 512
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -56,10 +59,12 @@ def sample(logits: Tensor, rows: Sequence[Row]) -> list[Sampled]:
 
     Raises FloatingPointError when a row contains NaN or infinity: whatever came out would be noise.
     """
-    if not bool(logits.amax(dim=-1).isfinite().all()):
+    # Where NaN counts as the largest, as it does here, the largest logit tells of all.
+    likeliest = logits.argmax(dim=-1)
+    if not bool(logits.gather(1, likeliest[:, None]).isfinite().all()):
         raise FloatingPointError("the model's logits contain NaN or infinity")
     adjusted = _adjust(logits, rows)
-    tokens = adjusted.argmax(dim=-1)
+    tokens = likeliest if adjusted is logits else adjusted.argmax(dim=-1)
     drawn = [index for index, row in enumerate(rows) if not row.params.greedy]
     if drawn:
         tokens[drawn] = _draw(probabilities(adjusted[drawn], [rows[i].params for i in drawn]), [rows[i] for i in drawn])
@@ -78,20 +83,36 @@ def probabilities(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
     # Subtracting the maximum first, and a floor that float32 can hold, keep tiny temperatures finite.
     temperature = column("temperature").clamp(min=torch.finfo(logits.dtype).tiny)
     scaled = (logits - logits.amax(dim=-1, keepdim=True)) / temperature
-    if any(p.top_k > 0 or p.top_p < 1 for p in params):
-        ordered, order = scaled.sort(dim=-1, descending=True, stable=True)
-        top_k = column("top_k")
-        rank = torch.arange(logits.shape[-1], device=logits.device)
-        ordered = ordered.masked_fill((top_k > 0) & (rank >= top_k), -torch.inf)
-        mass = ordered.softmax(dim=-1)
-        top_p = column("top_p")
-        # A token stays while those before it have not reached top_p: the first always does.
-        reached = mass.cumsum(dim=-1) - mass >= top_p
-        ordered = ordered.masked_fill(reached & (top_p < 1) & (rank > 0), -torch.inf)
-        scaled = torch.empty_like(scaled).scatter_(-1, order, ordered)
+    for row, one in zip(scaled, params, strict=True):
+        if one.top_k > 0 or one.top_p < 1:
+            row.copy_(_leading_only(row, one.top_k, one.top_p))
     chances = scaled.softmax(dim=-1)
+    if all(one.min_p == 0 for one in params):
+        return chances
     chances = chances.masked_fill(chances < column("min_p") * chances.amax(dim=-1, keepdim=True), 0.0)
     return chances / chances.sum(dim=-1, keepdim=True)
+
+
+def _leading_only(scaled: Tensor, top_k: int, top_p: float) -> Tensor:
+    """One row of logits [vocab] with -inf at all but its leading tokens. Sorts no more than it has to."""
+    vocab = scaled.numel()
+    count = min(top_k or FIRST_CANDIDATES, vocab)
+    while True:
+        ids = _leading_ids(scaled, count)
+        leading = scaled[ids]
+        mass = leading.softmax(0) if top_k else (leading - scaled.logsumexp(0)).exp()
+        # A token stays while those before it have not reached top_p: the first always does.
+        stays = (mass.cumsum(0) - mass < top_p) if top_p < 1 else torch.ones_like(mass, dtype=torch.bool)
+        stays[0] = True
+        if top_k or count == vocab or not stays[-1]:
+            return torch.full_like(scaled, -torch.inf).index_copy_(0, ids[stays], leading[stays])
+        count = min(8 * count, vocab)
+
+
+def _leading_ids(scaled: Tensor, count: int) -> Tensor:
+    """The ids of the `count` largest of [vocab], falling; equal ones by rising id, which topk does not promise."""
+    candidates = (scaled >= scaled.topk(count, sorted=False).values.amin()).nonzero().squeeze(1)
+    return candidates[scaled[candidates].sort(descending=True, stable=True).indices[:count]]
 
 
 def _columns(like: Tensor, params: Sequence[SamplingParams]) -> Callable[[str], Tensor]:

@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from latentkv.attend import attend, plan_attend, request_for
+from latentkv.attend import attend_planned, plan_attend, request_for
 from latentkv.backends.base import Attended
 from latentkv.cache.latent import LayerCache
 from latentkv.geometry import AttentionGeometry, MLAGeometry
@@ -46,7 +46,7 @@ class MLAttention:
     config: ModelConfig
     geometry: MLAGeometry
     q_a: Projection | None
-    q_a_norm: Tensor | None
+    q_a_norm: InputNorm | None
     q: Projection
     kv_a: Projection
     kv_norm: Tensor | None
@@ -76,11 +76,12 @@ class MLAttention:
                 return read_projection(reader, f"{prefix}q_proj", width, dtype, bias=biased)
             return read_projection(reader, f"{prefix}q_b_proj", (query_width, rank), dtype)
 
+        query_norm = norm("q_a_layernorm", rank or 0, present=rank is not None)
         return MLAttention(
             config=config,
             geometry=geometry,
             q_a=read_projection(reader, f"{prefix}q_a_proj", (rank, hidden), dtype, bias=bias) if rank else None,
-            q_a_norm=norm("q_a_layernorm", rank or 0, present=rank is not None),
+            q_a_norm=None if query_norm is None else InputNorm(query_norm, LATENT_NORM_EPS),
             q=query(),
             kv_a=read_projection(
                 reader, f"{prefix}kv_a_proj_with_mqa", (geometry.row_elements, hidden), dtype, bias=bias
@@ -135,7 +136,7 @@ class MLAttention:
         """Queries [T, H, N + Rq], their RoPE part rotated."""
         geometry, kernels = self.geometry, step.execution.kernels
         if self.q_a_norm is not None:
-            (query,) = kernels.linear_stack(query, (self.q,), norm=InputNorm(self.q_a_norm, LATENT_NORM_EPS))
+            (query,) = kernels.linear_stack(query, (self.q,), norm=self.q_a_norm)
         width = geometry.qk_nope_head_dim + geometry.query_rope_dim
         return kernels.rotate_query(
             query.view(len(query), geometry.num_attention_heads, width),
@@ -231,13 +232,4 @@ def _attend(query: Tensor, cache: LayerCache, step: Step, *, scale: float, up: U
     if step.plan is None:
         request = request_for(query, cache, step.batch, up=up, form=form, deterministic=execution.deterministic)
         step.plan = plan_attend(request, step.batch, backend=execution.backend)
-    return attend(
-        query,
-        cache,
-        step.batch,
-        scale=scale,
-        up=up,
-        form=form,
-        deterministic=execution.deterministic,
-        plan=step.plan,
-    )
+    return attend_planned(query, cache, step.batch, plan=step.plan, scale=scale, up=up)

@@ -35,9 +35,9 @@ class DecoderLayer:
     """Attention and feed-forward, each behind a norm and added to the residual stream."""
 
     config: ModelConfig
-    input_norm: Tensor
+    input_norm: InputNorm
     attention: MLAttention | GroupedQueryAttention
-    post_attention_norm: Tensor
+    post_attention_norm: InputNorm
     feed_forward: DenseFeedForward | MoEFeedForward
 
     @staticmethod
@@ -50,21 +50,24 @@ class DecoderLayer:
             feed_forward = MoEFeedForward.read(reader, f"{prefix}mlp.", config, config.moe, dtype)
         else:
             feed_forward = DenseFeedForward.read(reader, f"{prefix}mlp.", config, dtype)
-        width = (config.hidden_size,)
+        first, second = (
+            InputNorm(reader.take(f"{prefix}{name}.weight", (config.hidden_size,), dtype), config.rms_norm_eps)
+            for name in ("input_layernorm", "post_attention_layernorm")
+        )
         return DecoderLayer(
             config=config,
-            input_norm=reader.take(f"{prefix}input_layernorm.weight", width, dtype),
+            input_norm=first,
             attention=kind.read(reader, f"{prefix}self_attn.", config, dtype),
-            post_attention_norm=reader.take(f"{prefix}post_attention_layernorm.weight", width, dtype),
+            post_attention_norm=second,
             feed_forward=feed_forward,
         )
 
     def forward(self, hidden: Tensor, step: Step, cache: LayerCache) -> Tensor:
         """[T, hidden] to [T, hidden]; writes the new tokens' rows into the cache."""
-        eps, factor = self.config.rms_norm_eps, self.config.residual_scale
-        first, second = InputNorm(self.input_norm, eps), InputNorm(self.post_attention_norm, eps)
-        hidden = self.attention.forward(hidden, step, cache, norm=first, factor=factor)
-        return self.feed_forward.forward(hidden, step.execution.kernels, norm=second, factor=factor)
+        factor = self.config.residual_scale
+        hidden = self.attention.forward(hidden, step, cache, norm=self.input_norm, factor=factor)
+        kernels = step.execution.kernels
+        return self.feed_forward.forward(hidden, kernels, norm=self.post_attention_norm, factor=factor)
 
 
 class Model:

@@ -30,7 +30,7 @@ from latentkv.planner.footprint import row_bytes
 from latentkv.planner.layers import attention_name
 from latentkv.planner.model import Model
 from latentkv.planner.twins import twins
-from latentkv.planner.weights import WEIGHT_FORMATS
+from latentkv.planner.weights import weight_bytes
 
 Form = Literal["latent", "head"]
 Bound = Literal["memory", "arithmetic", "unknown"]
@@ -119,13 +119,13 @@ def attention_work(geometry: Geometry, load: Load, *, format: str = "bf16", form
 
 
 def weights_work(model: Model, load: Load, *, weights: str = "bf16") -> Work:
-    """The linear maps of one step. Raises ConfigError when the number of parameters is not known."""
+    """The linear maps of one step; `weights` as weights.py's `weight_bytes` takes them, which says what it raises."""
     if model.params_total is None or model.params_active is None:
         raise ConfigError(f"{model.name}: the number of parameters is not known, so weights cannot be counted.")
     looked_up = _looked_up_parameters(model)
     touched = touched_parameters(model, load.tokens) - looked_up
     flops = 2.0 * (model.params_active - looked_up) * load.tokens
-    return Work(flops, float(WEIGHT_FORMATS[weights].size_bytes(round(touched))))
+    return Work(flops, touched * weight_bytes(model, weights) / model.params_total)
 
 
 def touched_parameters(model: Model, tokens: int) -> float:

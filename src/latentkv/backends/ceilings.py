@@ -1,4 +1,7 @@
-"""What this machine can do at best, measured in the process that is to be compared with it."""
+"""What this machine can do at best: fp32 multiply-adds and reading, measured in the process to be compared with it.
+
+Needs the native extension and numpy, not torch. Benchmarks and `latentkv plan --this-machine` share it.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
 
 if TYPE_CHECKING:
     from latentkv._native import Isa
@@ -26,7 +29,8 @@ class Ceilings:
         self.clock = clock
         self.gflops = 0.0
         self.read_gbs = 0.0
-        self._memory = torch.zeros(READ_BYTES // 4)
+        # Written once: pages that were never written are all the same zero page.
+        self._memory = np.ones(READ_BYTES // 4, dtype=np.float32)
 
     def sample(self) -> tuple[float, float]:
         """Measure both once more: GFLOP/s and GB/s of this moment."""

@@ -18,6 +18,7 @@ struct Kernels {
   float (*read_burst)(const float* from, std::int64_t count);
   void (*linear)(const LinearParams&);
   std::int64_t (*linear_scratch)(const LinearParams&);  // bytes in all
+  std::int64_t (*linear_rows)(const LinearJob&, bool integer);  // of x in one job: longer inputs are several
   void (*project_rows)(const ProjectParams&);
   void (*project_columns)(const ProjectParams&);
   std::int64_t (*project_scratch)(const ProjectParams&);  // floats for each thread

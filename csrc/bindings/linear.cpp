@@ -8,9 +8,6 @@ namespace latentkv {
 namespace nb = nanobind;
 namespace {
 
-// A job's sums stay in a core's cache: longer inputs are several jobs.
-constexpr std::int64_t kJobRows = 384;
-
 // A checked weight that keeps its arrays alive: what Python hands over with every call.
 struct Weight {
   LinearWeight map;
@@ -60,7 +57,7 @@ Weight grouped_weight(nb::object codes, nb::object scales, nb::object minima, nb
   map.cols = cols;
   map.group = group;
   map.zero = zero;
-  if (group < 16 || group > 128 || group % 16 != 0 || cols % group != 0) {
+  if ((group != 16 && group != 32 && group != 64 && group != 128) || cols % group != 0) {
     refuse("group", "16, 32, 64 or 128 and a divisor of the inputs", std::to_string(group));
   }
   std::int64_t elements = array.ndim == 0 ? 0 : 1;
@@ -81,15 +78,6 @@ Weight grouped_weight(nb::object codes, nb::object scales, nb::object minima, nb
   }
   set_bias(map, bias);
   return {map, nb::make_tuple(codes, scales, minima, bias)};
-}
-
-void run(const Isa& isa, const std::vector<LinearJob>& jobs, bool integer, int threads) {
-  LinearParams p{jobs.data(), static_cast<std::int64_t>(jobs.size()), integer, threads < 1 ? 1 : threads, nullptr};
-  if (jobs.empty()) return;
-  nb::gil_scoped_release unlocked;
-  const Floats scratch = allocate(isa.kernels->linear_scratch(p) / static_cast<std::int64_t>(sizeof(float)));
-  p.scratch = reinterpret_cast<char*>(scratch.get());
-  isa.kernels->linear(p);
 }
 
 char* row_of(const Matrix& matrix, std::int64_t row) {
@@ -117,19 +105,40 @@ void check_job(const LinearJob& job) {
   }
 }
 
-// The job in parts of kJobRows rows.
-void add_job(std::vector<LinearJob>& jobs, const LinearJob& job) {
-  check_job(job);
-  if (job.out.cols == 0) return;
-  for (std::int64_t row = 0; row < job.x.rows; row += kJobRows) {
-    const std::int64_t count = job.x.rows - row < kJobRows ? job.x.rows - row : kJobRows;
-    LinearJob part = job;
-    part.x = rows_of(job.x, row, count);
-    part.out = rows_of(job.out, row, count);
-    if (job.residual.data != nullptr) part.residual = rows_of(job.residual, row, count);
-    jobs.push_back(part);
+// A call on its way: jobs of as many rows as the kernel wants.
+class Jobs {
+ public:
+  Jobs(const Isa& isa, bool integer, int threads) : isa_(isa), integer_(integer), threads_(threads < 1 ? 1 : threads) {}
+
+  void add(const LinearJob& job) {
+    check_job(job);
+    if (job.out.cols == 0) return;
+    const std::int64_t rows = isa_.kernels->linear_rows(job, integer_);
+    for (std::int64_t row = 0; row < job.x.rows; row += rows) {
+      const std::int64_t count = job.x.rows - row < rows ? job.x.rows - row : rows;
+      LinearJob part = job;
+      part.x = rows_of(job.x, row, count);
+      part.out = rows_of(job.out, row, count);
+      if (job.residual.data != nullptr) part.residual = rows_of(job.residual, row, count);
+      jobs_.push_back(part);
+    }
   }
-}
+
+  void run() const {
+    if (jobs_.empty()) return;
+    LinearParams p{jobs_.data(), static_cast<std::int64_t>(jobs_.size()), integer_, threads_, nullptr};
+    nb::gil_scoped_release unlocked;
+    const Floats scratch = allocate(isa_.kernels->linear_scratch(p) / static_cast<std::int64_t>(sizeof(float)));
+    p.scratch = reinterpret_cast<char*>(scratch.get());
+    isa_.kernels->linear(p);
+  }
+
+ private:
+  const Isa& isa_;
+  bool integer_;
+  int threads_;
+  std::vector<LinearJob> jobs_;
+};
 
 const LinearWeight* map_of(nb::handle object) { return &nb::cast<const Weight&>(object).map; }
 
@@ -142,13 +151,13 @@ void linear(const Isa& isa, nb::handle x, nb::tuple weights, nb::tuple outs, nb:
   job.factor = factor;
   job.norm = norm_of(norm, "norm", job.x.cols, eps);
   if (!residual.is_none()) job.residual = matrix_of(residual, "residual", kFloats);
-  std::vector<LinearJob> jobs;
+  Jobs jobs(isa, integer, threads);
   for (std::size_t i = 0; i < weights.size(); ++i) {
     job.weight = map_of(weights[i]);
     job.out = matrix_of(outs[i], "out", kFloats);
-    add_job(jobs, job);
+    jobs.add(job);
   }
-  run(isa, jobs, integer, threads);
+  jobs.run();
 }
 
 // out = silu(x gateᵀ) * (x upᵀ).
@@ -161,9 +170,9 @@ void linear_gated(const Isa& isa, nb::handle x, nb::handle gate, nb::handle up, 
   job.gate = map_of(gate);
   job.out = matrix_of(out, "out", kFloats);
   job.norm = norm_of(norm, "norm", job.x.cols, eps);
-  std::vector<LinearJob> jobs;
-  add_job(jobs, job);
-  run(isa, jobs, integer, threads);
+  Jobs jobs(isa, integer, threads);
+  jobs.add(job);
+  jobs.run();
 }
 
 // Rows of x in stretches, counts[i] of them for weights[i]: out = x weightᵀ, or silu(x gateᵀ) * (x weightᵀ).
@@ -171,7 +180,7 @@ void linear_groups(const Isa& isa, nb::handle x, nb::tuple counts, nb::tuple wei
                    bool integer, int threads) {
   const Matrix from = matrix_of(x, "x", kFloats), to = matrix_of(out, "out", kFloats);
   if (weights.size() != counts.size()) refuse("counts", std::to_string(weights.size()), std::to_string(counts.size()));
-  std::vector<LinearJob> jobs;
+  Jobs jobs(isa, integer, threads);
   std::int64_t row = 0;
   for (std::size_t i = 0; i < weights.size(); ++i) {
     const auto count = nb::cast<std::int64_t>(counts[i]);
@@ -182,11 +191,11 @@ void linear_groups(const Isa& isa, nb::handle x, nb::tuple counts, nb::tuple wei
     job.weight = map_of(weights[i]);
     if (!gates.is_none()) job.gate = map_of(nb::borrow<nb::tuple>(gates)[i]);
     job.factor = 1.0f;
-    add_job(jobs, job);
+    jobs.add(job);
     row += count;
   }
   expect_size("rows of x", row, from.rows);
-  run(isa, jobs, integer, threads);
+  jobs.run();
 }
 
 }  // namespace

@@ -28,6 +28,7 @@ constinit const Kernels kernels = {
     .read_burst = read_burst<LATENTKV_WIDTH>,
     .linear = linear<LATENTKV_WIDTH>,
     .linear_scratch = linear_scratch<LATENTKV_WIDTH>,
+    .linear_rows = linear_rows<LATENTKV_WIDTH>,
     .project_rows = project_rows<LATENTKV_WIDTH>,
     .project_columns = project_columns<LATENTKV_WIDTH>,
     .project_scratch = project_scratch<LATENTKV_WIDTH>,

@@ -9,6 +9,7 @@
 
 #include "kernels/linear_dots.h"
 #include "kernels/linear_finish.h"
+#include "kernels/linear_matrix.h"
 #include "kernels/linear_stream.h"
 #include "kernels/linear_tiles.h"
 
@@ -20,17 +21,31 @@ constexpr std::int64_t kItemBytes = 1 << 16;
 constexpr std::int64_t kParallelProducts = 1 << 16;
 constexpr std::int64_t kSharedInput = 1 << 14;
 
+constexpr std::int64_t kMatrixItemOutputs = 256;
+
+// Scratch of a thread for weights on their way to the multipliers.
+template <int W>
+constexpr std::int64_t panel_floats() {
+  const std::int64_t tiles = LinearTile<W>::kDepth * LinearTile<W>::kOutputs;
+  return kHasTiles ? larger(tiles, kMatrixPanelFloats + kMatrixProductFloats) : tiles;
+}
+
 struct JobPlan {
   Path path;
-  std::int64_t input_at;                     // bytes from the scratch's beginning
-  std::int64_t first_input_row, input_rows;  // rows to prepare; 0 when the job before has the same
+  std::int64_t input_at;                // bytes from the scratch's beginning
+  std::int64_t first_unit, unit_count;  // of x to prepare; none when the job before has the same
   std::int64_t first_item, item_count, item_outputs;
+  std::int64_t sum_stride;  // from one row of an item's sums to the next
 };
 
 template <int W>
 Path path_of(const LinearJob& job, bool integer) {
   const bool grouped = is_grouped(*job.weight), dots = integer && grouped;
-  const bool few = job.x.rows <= (grouped ? kStreamRows : kFloatStreamRows);
+  if (kHasTiles && job.x.rows > kStreamRows) {
+    if (job.weight->format == WeightFormat::bf16) return Path::matrix_rows;
+    if (grouped && job.weight->group % kTileDepth == 0 && kStepInputs % job.weight->group == 0) return dots ? Path::matrix_dots : Path::matrix_codes;
+  }
+  const bool few = job.x.rows <= (grouped ? kStreamRows : kFloatStreamRows<W>);
   if (few) return dots && Dot<W>::kStreams ? Path::dot_stream : Path::stream;
   return dots && Dot<W>::kTiles ? Path::dot_tiles : Path::tiles;
 }
@@ -47,32 +62,34 @@ class LinearPlan {
     JobPlan before{};
     for (std::int64_t i = 0; i < p_.job_count; ++i) {
       const LinearJob& job = p_.jobs[i];
-      JobPlan plan{path_of<W>(job, p_.integer), bytes_, input_rows_, job.x.rows, items_, 0, 0};
+      JobPlan plan{path_of<W>(job, p_.integer), bytes_, units_, 0, items_, 0, 0, 0};
+      plan.unit_count = is_matrix(plan.path) ? (job.x.rows + kTileRows - 1) / kTileRows : job.x.rows;
       if (i > 0 && same_input(p_.jobs[i - 1], before.path, job, plan.path)) {
         plan.input_at = before.input_at;
-        plan.input_rows = 0;
+        plan.unit_count = 0;
       } else {
-        bytes_ += padded(input_bytes<W>(job, plan.path), 64);
+        bytes_ += padded(bytes_of_input(job, plan.path), 64);
+        input_elements_ += job.x.rows * job.x.cols;
       }
       plan.item_outputs = item_outputs(job, plan.path);
+      plan.sum_stride = plan.item_outputs + (is_matrix(plan.path) || plan.path == Path::tiles ? kTileRows : 0);
       plan.item_count = job.x.rows == 0 ? 0 : (job.weight->rows + plan.item_outputs - 1) / plan.item_outputs;
-      input_rows_ += plan.input_rows;
-      input_elements_ += plan.input_rows * job.x.cols;
+      units_ += plan.unit_count;
       items_ += plan.item_count;
       products_ += job.x.rows * job.weight->rows * job.x.cols;
-      sums_ = larger(sums_, padded(job.x.rows * plan.item_outputs, 16));
+      sums_ = larger(sums_, padded(job.x.rows, kTileRows) * plan.sum_stride);
       if (plans != nullptr) plans[i] = plan;
       before = plan;
     }
   }
 
-  std::int64_t input_rows() const { return input_rows_; }
+  std::int64_t units() const { return units_; }
   // Whether all threads should prepare x: then they have to wait for each other before the first item.
   bool prepares_together() const { return input_elements_ > kSharedInput; }
   std::int64_t items() const { return items_; }
   std::int64_t sums() const { return sums_; }
   int threads() const {
-    const std::int64_t most = products_ < kParallelProducts ? 1 : larger(1, larger(items_, input_rows_));
+    const std::int64_t most = products_ < kParallelProducts ? 1 : larger(1, larger(items_, units_));
     return static_cast<int>(smaller(p_.threads, most));
   }
 
@@ -80,19 +97,31 @@ class LinearPlan {
   std::int64_t bytes() const { return bytes_ + p_.threads * thread_bytes(); }
 
  private:
-  std::int64_t thread_bytes() const { return (LinearTile<W>::kDepth * LinearTile<W>::kOutputs + 2 * sums_) * 4; }
+  std::int64_t thread_bytes() const { return (panel_floats<W>() + 2 * sums_) * 4; }
 
   static bool same_input(const LinearJob& a, Path a_path, const LinearJob& b, Path b_path) {
     const bool same_x = a.x.data == b.x.data && a.x.rows == b.x.rows && a.x.stride == b.x.stride && a.norm.weight == b.norm.weight;
     if (!same_x || a_path != b_path || a.x.cols != b.x.cols) return false;
-    if (a_path == Path::tiles) return true;
+    if (a_path == Path::tiles || a_path == Path::matrix_rows) return true;
     if (a_path == Path::stream) return wants_pairs(*a.weight) == wants_pairs(*b.weight);
     return a.weight->group == b.weight->group;
   }
 
+  static std::int64_t bytes_of_input(const LinearJob& job, Path path) {
+    if (!is_matrix(path)) return input_bytes<W>(job, path);
+    return terms_of(job, path) == 1 ? MatrixInput<1>(nullptr, job).bytes() : MatrixInput<3>(nullptr, job).bytes();
+  }
+
   std::int64_t item_outputs(const LinearJob& job, Path path) const {
-    if (path == Path::tiles) return LinearTile<W>::kOutputs;
+    if (path == Path::tiles) {
+      const std::int64_t by_share = padded((job.weight->rows + 4 * p_.threads - 1) / (4 * p_.threads), LinearTile<W>::kOutputs);
+      return larger(LinearTile<W>::kOutputs, smaller(by_share, LinearTile<W>::kItemOutputs));
+    }
     if (path == Path::dot_tiles) return DotTile<W>::kOutputs;
+    if (is_matrix(path)) {
+      const std::int64_t by_share = padded((job.weight->rows + 4 * p_.threads - 1) / (4 * p_.threads), kMatrixOutputs);
+      return larger(kMatrixOutputs, smaller(by_share, kMatrixItemOutputs));
+    }
     const std::int64_t row_bytes = is_grouped(*job.weight) ? code_bytes(*job.weight, 1) : job.x.cols * 2;
     const std::int64_t by_size = padded(kItemBytes / larger(row_bytes, 1), kPanelRows);
     const std::int64_t by_share = padded((job.weight->rows + 4 * p_.threads - 1) / (4 * p_.threads), kPanelRows);
@@ -100,7 +129,7 @@ class LinearPlan {
   }
 
   const LinearParams& p_;
-  std::int64_t bytes_ = 0, input_rows_ = 0, input_elements_ = 0, items_ = 0, products_ = 0, sums_ = 0;
+  std::int64_t bytes_ = 0, units_ = 0, input_elements_ = 0, items_ = 0, products_ = 0, sums_ = 0;
 };
 
 // One job's part of a call: what an item does.
@@ -115,12 +144,12 @@ class LinearItem {
   void run(std::int64_t item) const {
     const std::int64_t first = item * plan_.item_outputs;
     const std::int64_t count = smaller(plan_.item_outputs, job_.weight->rows - first);
-    float* sums = memory_ + T::kDepth * T::kOutputs;
+    float* sums = memory_ + panel_floats<W>();
     float* gate_sums = job_.gate == nullptr ? nullptr : sums + sums_;
     multiply(*job_.weight, first, count, sums);
     if (job_.gate != nullptr) multiply(*job_.gate, first, count, gate_sums);
     for (std::int64_t row = 0; row < job_.x.rows; ++row) {
-      const std::int64_t at = row * plan_.item_outputs;
+      const std::int64_t at = row * plan_.sum_stride;
       finish_row<W>(job_, row, first, count, sums + at, gate_sums == nullptr ? nullptr : gate_sums + at);
     }
   }
@@ -129,10 +158,28 @@ class LinearItem {
   void multiply(const LinearWeight& weight, std::int64_t first, std::int64_t count, float* sums) const {
     switch (plan_.path) {
       case Path::stream: return stream(weight, {first, count, sums, plan_.item_outputs});
-      case Path::tiles: return multiply_panel<W>(weight, first, job_.x.rows, x_, memory_, sums);
+      case Path::tiles: return TileMultiplier<W>(weight, job_.x.rows, x_, memory_).run(first, count, sums, plan_.sum_stride);
       case Path::dot_stream: return dot_stream(weight, {first, count, sums, plan_.item_outputs});
       case Path::dot_tiles: return dot_tiles(weight, first, sums);
+      case Path::matrix_rows: return matrix_rows(weight, {first, count, sums, plan_.sum_stride});
+      case Path::matrix_codes: return matrix_codes(weight, {first, count, sums, plan_.sum_stride});
+      case Path::matrix_dots:
+        return matrix<MatrixCodes<1, true>, 1>(weight, {first, count, sums, plan_.sum_stride});
     }
+  }
+
+  void matrix_rows(const LinearWeight& weight, const MatrixSums& out) const {
+    terms_of(job_, plan_.path) == 1 ? matrix<MatrixRows<1>, 1>(weight, out) : matrix<MatrixRows<3>, 3>(weight, out);
+  }
+
+  void matrix_codes(const LinearWeight& weight, const MatrixSums& out) const {
+    terms_of(job_, plan_.path) == 1 ? matrix<MatrixCodes<1, false>, 1>(weight, out)
+                                    : matrix<MatrixCodes<3, false>, 3>(weight, out);
+  }
+
+  template <typename Multiplier, int Terms>
+  void matrix(const LinearWeight& weight, const MatrixSums& out) const {
+    if constexpr (kHasTiles) Multiplier(weight, MatrixInput<Terms>(x_, job_), memory_).run(out);
   }
 
   void stream(const LinearWeight& weight, const Outputs& out) const {
@@ -204,6 +251,31 @@ class LinearItem {
   std::int64_t sums_;
 };
 
+// Rows of x that are best computed together: their sums stay in the second cache, and so does x on matrix tiles, which are
+// faster than what lies behind it.
+template <int W>
+std::int64_t linear_rows(const LinearJob& job, bool integer) {
+  constexpr std::int64_t kMost = 256, kLeast = 64, kTileBytesOfInput = 5 << 18;
+  const Path path = path_of<W>(job, integer);
+  if (!is_matrix(path)) return kMost;
+  const std::int64_t fit = kTileBytesOfInput / larger(1, job.x.cols * 2 * terms_of(job, path)) / (2 * kTileRows) * (2 * kTileRows);
+  return larger(kLeast, smaller(kMost, fit));
+}
+
+// One row of x, or 16.
+template <int W>
+void prepare_unit(const LinearJob& job, const JobPlan& plan, std::int64_t unit, char* scratch) {
+  char* to = scratch + plan.input_at;
+  if constexpr (kHasTiles) {
+    if (is_matrix(plan.path)) {
+      terms_of(job, plan.path) == 1 ? MatrixPreparer<1>(job, plan.path, to, unit).run()
+                                    : MatrixPreparer<3>(job, plan.path, to, unit).run();
+      return;
+    }
+  }
+  prepare_row<W>(job, plan.path, unit, to);
+}
+
 template <int W>
 std::int64_t linear_scratch(const LinearParams& p) {
   LinearPlan<W> plan(p);
@@ -218,8 +290,8 @@ void linear(const LinearParams& p) {
   plan.make(plans);
   const auto prepare = [&](std::int64_t unit) {
     std::int64_t job = 0;
-    while (unit >= plans[job].first_input_row + plans[job].input_rows) ++job;
-    prepare_row<W>(p.jobs[job], plans[job].path, unit - plans[job].first_input_row, p.scratch + plans[job].input_at);
+    while (unit >= plans[job].first_unit + plans[job].unit_count) ++job;
+    prepare_unit<W>(p.jobs[job], plans[job], unit - plans[job].first_unit, p.scratch);
   };
   const auto run = [&](std::int64_t item, int thread) {
     std::int64_t job = 0;
@@ -228,7 +300,7 @@ void linear(const LinearParams& p) {
         .run(item - plans[job].first_item);
   };
   const bool alone = plan.threads() == 1, together = !alone && plan.prepares_together();
-  for (std::int64_t unit = 0; !together && unit < plan.input_rows(); ++unit) prepare(unit);
+  for (std::int64_t unit = 0; !together && unit < plan.units(); ++unit) prepare(unit);
   if (alone) {
     for (std::int64_t item = 0; item < plan.items(); ++item) run(item, 0);
     return;
@@ -237,7 +309,7 @@ void linear(const LinearParams& p) {
   {
     if (together) {
 #pragma omp for schedule(static)
-      for (std::int64_t unit = 0; unit < plan.input_rows(); ++unit) prepare(unit);
+      for (std::int64_t unit = 0; unit < plan.units(); ++unit) prepare(unit);
     }
 #pragma omp for schedule(dynamic, 1) nowait
     for (std::int64_t item = 0; item < plan.items(); ++item) run(item, omp_get_thread_num());

@@ -76,15 +76,20 @@ class InputRow {
     if (job.norm.weight == nullptr) return;
     inverse_ = 1.0f / __builtin_sqrtf(square_sum() / static_cast<float>(job.x.cols) + job.norm.eps);
   }
+  // When inverse() is known from before.
+  InputRow(const LinearJob& job, std::int64_t row, float inverse)
+      : job_(job), start_(row * job.x.stride), inverse_(inverse) {}
+
+  // What a norm divides by, inverted.
+  float inverse() const { return inverse_; }
 
   // `count` elements from `at` on; writes up to a multiple of W.
   void widen(std::int64_t at, std::int64_t count, float* to) const {
+    job_.x.dtype == DType::f32 ? widen_from<float>(at, count, to) : widen_from<bf16>(at, count, to);
+    if (job_.norm.weight == nullptr) return;
     for (std::int64_t i = 0; i < count; i += W) {
-      F value = load_any<W>(job_.x.data, job_.x.dtype, start_ + at + i, count - i);
-      if (job_.norm.weight != nullptr) {
-        value = value * S::broadcast(inverse_) * load_any<W>(job_.norm.weight, job_.norm.dtype, at + i, count - i);
-      }
-      S::store(to + i, value);
+      const F weight = load_any<W>(job_.norm.weight, job_.norm.dtype, at + i, count - i);
+      S::store(to + i, S::load(to + i) * S::broadcast(inverse_) * weight);
     }
   }
 
@@ -102,26 +107,39 @@ class InputRow {
     }
   }
 
-  // Rounded to int8, to nearest, in groups: the largest becomes 127. A group with a NaN or an infinity has scale NaN.
+  // Rounded to int8, to nearest, in groups.
   void round(std::int64_t group, const CodeRow& to) const {
-    float values[128];
     for (std::int64_t g = 0; g * group < job_.x.cols; ++g) {
-      widen(g * group, group, values);
-      F top = S::zero(), bad = S::zero();
-      for (std::int64_t i = 0; i < group; i += W) {
-        const F value = S::load(values + i), size = value < S::zero() ? -value : value;
-        top = size > top ? size : top;
-        bad += value - value;
-      }
-      float most = 0.0f;
-      for (int lane = 0; lane < W; ++lane) most = top[lane] > most ? top[lane] : most;
-      to.scales[g] = most / 127.0f + S::sum(bad);
-      to.code_sums[g] = store_codes(values, group, most > 0.0f ? 127.0f / most : 0.0f, to.codes + g * group);
+      to.scales[g] = round_group(g * group, group, to.codes + g * group, to.code_sums[g]);
       to.sums[g] = to.scales[g] * static_cast<float>(to.code_sums[g]);
     }
   }
 
+  // One group, at most 128 elements: the largest becomes 127. Returns the scale, NaN for a group with a NaN or an infinity.
+  float round_group(std::int64_t at, std::int64_t count, std::int8_t* codes, std::int32_t& code_sum) const {
+    float values[128];
+    widen(at, count, values);
+    F top = S::zero(), bad = S::zero();
+    for (std::int64_t i = 0; i < count; i += W) {
+      const F value = S::load(values + i), size = value < S::zero() ? -value : value;
+      top = size > top ? size : top;
+      bad += value - value;
+    }
+    float most = 0.0f;
+    for (int lane = 0; lane < W; ++lane) most = top[lane] > most ? top[lane] : most;
+    code_sum = store_codes(values, count, most > 0.0f ? 127.0f / most : 0.0f, codes);
+    return most / 127.0f + S::sum(bad);
+  }
+
  private:
+  template <typename T>
+  void widen_from(std::int64_t at, std::int64_t count, float* to) const {
+    const T* from = static_cast<const T*>(job_.x.data) + start_ + at;
+    std::int64_t i = 0;
+    for (; i + W <= count; i += W) S::store(to + i, S::load(from + i));
+    if (i < count) S::store(to + i, S::load_part(from + i, count - i));
+  }
+
   float square_sum() const {
     F total = S::zero();
     for (std::int64_t i = 0; i < job_.x.cols; i += W) {

@@ -59,8 +59,6 @@ class Unpacker {
       const std::int64_t count = smaller(kWords, depth - k);
 #pragma GCC unroll 16
       for (int i = 0; i < W; ++i) {
-        // What the next step unpacks arrives during this step's multiplications.
-        __builtin_prefetch(from[i] + k + LinearTile<W>::kDepth, 0, 2);
         if (count == kWords) {
           __builtin_memcpy(&words[i], from[i] + k, sizeof words[i]);
         } else {
@@ -99,60 +97,107 @@ class Unpacker {
   float* panel_;
 };
 
-// sums[Rows][kOutputs] (+)= x[Rows][depth] times panel[depth][kOutputs].
+// sums[Rows][stride] (+)= x[Rows][depth] times panel[depth][kOutputs]. Meanwhile the next x and weights are asked for, a few
+// lines at a time.
 template <int W, int Rows>
-void multiply_tile(const float* x, const float* panel, std::int64_t depth, float* sums, bool add) {
+void multiply_tile(const float* x, const float* panel, std::int64_t depth, float* sums, std::int64_t stride, bool add,
+                   WeightAhead& ahead, std::int64_t lines) {
   using S = Simd<W>;
   using T = LinearTile<W>;
-  typename S::F acc[Rows][T::kVectors] = {};
-  for (std::int64_t k = 0; k < depth; ++k) {
-    typename S::F w[T::kVectors];
-    for (int v = 0; v < T::kVectors; ++v) w[v] = S::load(panel + k * T::kOutputs + v * W);
-    for (int r = 0; r < Rows; ++r) {
-      const auto value = S::broadcast(x[r * T::kDepth + k]);
-      for (int v = 0; v < T::kVectors; ++v) acc[r][v] = S::fma(value, w[v], acc[r][v]);
+  constexpr std::int64_t kBetween = 16;
+  typename S::F acc[Rows][T::kVectors];
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 8
+    for (int v = 0; v < T::kVectors; ++v) acc[r][v] = S::zero();
+  }
+  for (std::int64_t k = 0; k < depth;) {
+    const std::int64_t stop = smaller(k + kBetween, depth);
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) __builtin_prefetch(x + (T::kRows + r) * T::kDepth + k, 0, 3);
+    ahead.step(lines);
+    for (; k < stop; ++k) {
+      typename S::F w[T::kVectors];
+#pragma GCC unroll 8
+      for (int v = 0; v < T::kVectors; ++v) w[v] = S::load(panel + k * T::kOutputs + v * W);
+#pragma GCC unroll 8
+      for (int r = 0; r < Rows; ++r) {
+        const auto value = S::broadcast(x[r * T::kDepth + k]);
+#pragma GCC unroll 8
+        for (int v = 0; v < T::kVectors; ++v) acc[r][v] = S::fma(value, w[v], acc[r][v]);
+      }
     }
   }
   // Added at the end: a choice of where to start would send the accumulators through memory.
+#pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 8
     for (int v = 0; v < T::kVectors; ++v) {
-      float* to = sums + r * T::kOutputs + v * W;
+      float* to = sums + r * stride + v * W;
       S::store(to, add ? S::load(to) + acc[r][v] : acc[r][v]);
     }
   }
 }
 
+// All rows of x against the outputs of an item.
 template <int W>
-void multiply_rows(std::int64_t rows, const float* x, const float* panel, std::int64_t depth, float* sums, bool add) {
-  switch (rows) {
-    case 1: return multiply_tile<W, 1>(x, panel, depth, sums, add);
-    case 2: return multiply_tile<W, 2>(x, panel, depth, sums, add);
-    case 3: return multiply_tile<W, 3>(x, panel, depth, sums, add);
-    case 4: return multiply_tile<W, 4>(x, panel, depth, sums, add);
-    case 5: return multiply_tile<W, 5>(x, panel, depth, sums, add);
-    default: return multiply_tile<W, 6>(x, panel, depth, sums, add);
-  }
-}
-
-// All rows of x against kOutputs outputs: sums [rows][kOutputs]. `panel` is scratch of kDepth * kOutputs floats.
-template <int W>
-void multiply_panel(const LinearWeight& weight, std::int64_t output, std::int64_t rows, char* x, float* panel,
-                    float* sums) {
+class TileMultiplier {
   using T = LinearTile<W>;
-  const RowTiles<W> tiles(rows);
-  const Unpacker<W> unpacker(weight, output, panel);
-  for (std::int64_t k = 0; k < weight.cols; k += T::kDepth) {
-    const std::int64_t depth = smaller(T::kDepth, weight.cols - k);
-    unpacker.run(k, depth);
-    for (std::int64_t tile = 0; tile < tiles.count; ++tile) {
-      const float* from = tile_row<W>(x, tiles, k / T::kDepth, tile, 0);
-      // The next tile's x, which may come from the third cache.
-      for (std::int64_t at = 0; at < T::kRows * T::kDepth; at += 16) {
-        __builtin_prefetch(from + T::kRows * T::kDepth + at, 0, 3);
+
+ public:
+  // `x`: prepared (tile_row); `panel`: kDepth * kOutputs floats of scratch.
+  TileMultiplier(const LinearWeight& weight, std::int64_t rows, char* x, float* panel)
+      : weight_(weight), tiles_(rows), x_(x), panel_(panel) {}
+
+  // values [rows][stride], padded to whole panels.
+  void run(std::int64_t first, std::int64_t count, float* values, std::int64_t stride) const {
+    for (std::int64_t k = 0; k < weight_.cols; k += T::kDepth) {
+      const std::int64_t depth = smaller(T::kDepth, weight_.cols - k);
+      for (std::int64_t n = 0; n < count; n += T::kOutputs) {
+        Unpacker<W>(weight_, first + n, panel_).run(k, depth);
+        const bool last = n + T::kOutputs >= count;
+        WeightAhead ahead = last ? weights(first, k + T::kDepth) : weights(first + n + T::kOutputs, k);
+        multiply(k, depth, values + n, stride, ahead);
       }
-      multiply_rows<W>(tiles.rows(tile), from, panel, depth, sums + tiles.first(tile) * T::kOutputs, k > 0);
     }
   }
-}
+
+ private:
+  void multiply(std::int64_t k, std::int64_t depth, float* values, std::int64_t stride, WeightAhead& ahead) const {
+    const std::int64_t visits = tiles_.count * ((depth + 15) / 16);
+    const std::int64_t lines = (ahead.rows * ((ahead.line_bytes + 63) / 64) + visits - 1) / visits;
+    for (std::int64_t tile = 0; tile < tiles_.count; ++tile) {
+      const float* x = tile_row<W>(x_, tiles_, k / T::kDepth, tile, 0);
+      float* to = values + tiles_.first(tile) * stride;
+      switch (tiles_.rows(tile)) {
+        case 1: multiply_tile<W, 1>(x, panel_, depth, to, stride, k > 0, ahead, lines); break;
+        case 2: multiply_tile<W, 2>(x, panel_, depth, to, stride, k > 0, ahead, lines); break;
+        case 3: multiply_tile<W, 3>(x, panel_, depth, to, stride, k > 0, ahead, lines); break;
+        case 4: multiply_tile<W, 4>(x, panel_, depth, to, stride, k > 0, ahead, lines); break;
+        case 5: multiply_tile<W, 5>(x, panel_, depth, to, stride, k > 0, ahead, lines); break;
+        default: multiply_tile<W, 6>(x, panel_, depth, to, stride, k > 0, ahead, lines);
+      }
+    }
+  }
+
+  // The weights of one step and panel; none beyond the last.
+  WeightAhead weights(std::int64_t output, std::int64_t k) const {
+    const std::int64_t inputs = smaller(T::kDepth, weight_.cols - k), outputs = smaller(T::kOutputs, weight_.rows - output);
+    if (inputs <= 0) return {nullptr, 0, 0, 0};
+    if (is_grouped(weight_)) {
+      const std::int64_t step_bytes = code_bytes(weight_, kPanelRows) * inputs / weight_.cols;
+      return {CodePanel<W>(weight_, output).address(k), code_bytes(weight_, kPanelRows),
+              (outputs + kPanelRows - 1) / kPanelRows, step_bytes};
+    }
+    const std::int64_t bytes = weight_.format == WeightFormat::f32 ? 4 : 2;
+    const char* from = static_cast<const char*>(weight_.data) + (output * weight_.row_stride + k) * bytes;
+    return {from, weight_.row_stride * bytes, outputs, inputs * bytes};
+  }
+
+  const LinearWeight& weight_;
+  RowTiles<W> tiles_;
+  char* x_;
+  float* panel_;
+};
 
 }  // namespace latentkv::LATENTKV_ISA

@@ -9,7 +9,8 @@ namespace latentkv::LATENTKV_ISA {
 // Up to so many rows of x weights are used straight from memory; from there on it pays to unpack them first. Float weights
 // unpack at the price of transposing, codes lie ready for it.
 constexpr std::int64_t kStreamRows = 4;
-constexpr std::int64_t kFloatStreamRows = 20;
+template <int W>
+constexpr std::int64_t kFloatStreamRows = W == 16 ? 16 : 10;
 
 // Tiles of kRows rows of x by kOutputs outputs (in the lanes), kDepth inputs at a time: the unpacked weights of one step
 // then fit the first cache. 24 accumulators of 32 registers with AVX-512, 12 of 16 otherwise.
@@ -19,9 +20,11 @@ struct LinearTile {
   static constexpr std::int64_t kRows = 6;
   static constexpr std::int64_t kOutputs = kVectors * W;
   static constexpr std::int64_t kDepth = W == 16 ? 128 : 256;
+  // Of one item: while a step's x is in the second cache, it meets so many outputs.
+  static constexpr std::int64_t kItemOutputs = 128;
 };
 
-enum class Path : std::int64_t { stream, tiles, dot_stream, dot_tiles };
+enum class Path : std::int64_t { stream, tiles, dot_stream, dot_tiles, matrix_rows, matrix_codes, matrix_dots };
 
 constexpr std::int64_t padded(std::int64_t value, std::int64_t step) { return (value + step - 1) / step * step; }
 constexpr std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
@@ -41,6 +44,24 @@ inline const char* element(const void* data, DType dtype, std::int64_t at) {
 inline std::int64_t code_bytes(const LinearWeight& weight, std::int64_t outputs) {
   return outputs * weight.cols / (weight.format == WeightFormat::int4 ? 2 : 1);
 }
+
+// What of a weight lies ahead: asked for a few cache lines at a time while the multipliers are busy.
+struct WeightAhead {
+  const char* from;
+  std::int64_t row_bytes, rows, line_bytes;  // line_bytes of each of `rows`
+  std::int64_t row = 0, at = 0;
+
+  [[gnu::always_inline]] void step(std::int64_t lines) {
+    for (; lines > 0 && row < rows; --lines) {
+      __builtin_prefetch(from + row * row_bytes + at, 0, 2);
+      at += 64;
+      if (at >= line_bytes) {
+        at = 0;
+        ++row;
+      }
+    }
+  }
+};
 
 // W floats from memory of any dtype; `count` (if below W) of them, and zeros.
 template <int W>

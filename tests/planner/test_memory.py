@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from latentkv.cache.layout import FORMATS, PAGE_TOKENS
 from latentkv.errors import ConfigError, OptionError
-from latentkv.planner.activations import step_need
+from latentkv.planner.activations import step_sizes
 from latentkv.planner.catalog import find_model
 from latentkv.planner.memory import Deployment, device_weight_bytes, memory_need, most_context, most_users
 from latentkv.planner.parallel import Parallel, alternatives, device_cache_bytes, device_footprint
@@ -169,13 +169,13 @@ def test_alternatives_use_the_same_devices() -> None:
 
 
 def test_a_step_by_hand() -> None:
-    need = step_need(V3, step_tokens=10, users=3, context_tokens=100)
+    need = step_sizes(V3).need(step_tokens=10, users=3, context_tokens=100)
     residual, feedforward = 3 * 10 * 7168, 2 * 10 * 18_432
     attention = 10 * (128 * (192 + 128) + 576)
     assert need.activation_bytes == 2 * (residual + max(attention, feedforward)) + 4 * 3 * 129_280
     assert need.workspace_bytes == 2 * 100 * 128 * 256 + 4 * 8 * 3 * 128 * 513
     assert need.missing == ()
-    assert step_need(LLAMA, step_tokens=1, users=1, context_tokens=9).workspace_bytes == 4 * 8 * 64 * 129
+    assert step_sizes(LLAMA).need(step_tokens=1, users=1, context_tokens=9).workspace_bytes == 4 * 8 * 64 * 129
 
 
 @pytest.mark.parametrize("sizes", [{"tensor": 0}, {"data": -1}, {"tensor": 8, "context": 3}, {"context": 2}])

@@ -160,9 +160,9 @@ class _Call:
         else:
             groups, value_width = 1, request.kv_lora_rank
             nope = value_width if up is None else request.qk_nope_head_dim
-            a, b = query[..., :nope], query[..., nope:]
-            if up is not None:
-                a = project_columns(self.isa, a, up.w_uk) if nope else None
+            a, b = (query[..., :nope], query[..., nope:]) if nope else (None, query)
+            if up is not None and a is not None:
+                a = project_columns(self.isa, a, up.w_uk)
             key, value = (request.kv_lora_rank + request.qk_rope_head_dim, 0), (-1, 0)
         dtype = query.dtype if up is None else torch.float32
         tokens = query.shape[0]

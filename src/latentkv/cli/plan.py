@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from latentkv.cache.layout import DEFAULT_PAGE_TOKENS, FORMATS, PAGE_TOKENS
 from latentkv.cli.plan_speed import SPEED_OPTIONS, wants_speed
+from latentkv.cli.plan_web import WEB_OPTIONS, check_web, show_page
 from latentkv.errors import OptionError, sentence
 
 if TYPE_CHECKING:
@@ -82,13 +84,13 @@ OUTPUT_OPTIONS = (
 
 
 def _all_options(command: Command) -> Command:
-    for option in reversed((*CACHE_OPTIONS, *DEVICE_OPTIONS, *SPEED_OPTIONS, *OUTPUT_OPTIONS)):
+    for option in reversed((*CACHE_OPTIONS, *DEVICE_OPTIONS, *SPEED_OPTIONS, *OUTPUT_OPTIONS, *WEB_OPTIONS)):
         command = option(command)
     return command
 
 
 @click.command(short_help="What a cache costs and what a device holds.")
-@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@click.argument("models", nargs=-1, metavar="MODEL...")
 @_all_options
 def plan(models: tuple[str, ...], **options: Any) -> None:
     """Show what the cache of each MODEL costs per token and at a context, and how much of it a device holds.
@@ -96,15 +98,18 @@ def plan(models: tuple[str, ...], **options: Any) -> None:
     MODEL is a name of the catalogue (`latentkv catalog list`), a config.json, a folder or a .gguf file. Nothing is
     loaded and, unless --hub is given, nothing is fetched. Several models make one table. With --memory the questions
     turn round: how many users have this context, and how long a context do so many users have. With --device or
-    --this-machine it is told how fast that can be.
+    --this-machine it is told how fast that can be. With --web all of it is a page in the browser.
     """
     from latentkv.cli.resolve_model import resolve_model
     from latentkv.planner.plan import make_plan
 
-    _check_output(options)
+    _check_output(models, options)
     found = [resolve_model(name, hub=options["hub"]) for name in models]
     other = resolve_model(options["versus"], hub=options["hub"]) if options["versus"] else None
     question = _question(found, options)
+    if options["web"]:
+        show_page(found, question, options, given=_anything_given())
+        return
     plans = [make_plan(model, question) for model in found]
     comparisons = _comparisons(plans, other, options) if other is not None else []
     text = _text(plans, comparisons, options)
@@ -116,7 +121,17 @@ def plan(models: tuple[str, ...], **options: Any) -> None:
         click.echo(f"drawn: {options['plot']}", err=True)
 
 
-def _check_output(options: dict[str, Any]) -> None:
+def _anything_given() -> bool:
+    """Whether the command line asks for anything besides --web itself."""
+    context = click.get_current_context()
+    given = (name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE)
+    return bool(set(given) - {"web", "out", "port", "no_open"})
+
+
+def _check_output(models: tuple[str, ...], options: dict[str, Any]) -> None:
+    if not models and not options["web"]:
+        raise click.UsageError("Missing argument 'MODEL...'.", click.get_current_context())
+    check_web(options)
     if options["as_json"] and options["as_csv"]:
         raise OptionError(sentence("--json and --csv", expected="one of them", got="both"))
     if options["as_csv"] and wants_speed(options):
@@ -154,7 +169,7 @@ def _question(models: Sequence[Model], options: dict[str, Any]) -> Question:
 
 
 def _longest(models: Sequence[Model]) -> int:
-    if len(models) > 1:
+    if len(models) != 1:
         return COMPARED_CONTEXT_TOKENS
     return models[0].max_context_tokens or FALLBACK_CONTEXT_TOKENS
 

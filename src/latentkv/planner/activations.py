@@ -37,19 +37,70 @@ class StepNeed:
     missing: tuple[str, ...]
 
 
-def step_need(model: Model, *, step_tokens: int, users: int, context_tokens: int, tensor: int = 1) -> StepNeed:
-    """The estimate above for one device of `tensor` that split the heads; grows with each argument but the last."""
-    fields, missing = model.fields, []
-    hidden, vocabulary, width = model.hidden_size, optional_size(fields, "vocab_size"), _feedforward_width(fields)
-    for name, size in (("hidden_size", hidden), ("vocab_size", vocabulary), ("intermediate_size", width)):
-        if size is None:
-            missing.append(name)
-    residual = 3 * step_tokens * (hidden or 0)
-    feedforward = 2 * step_tokens * -(-(width or 0) // tensor)
-    attention = step_tokens * _attention_elements(model, tensor)
-    logits = FLOAT32_BYTES * users * -(-(vocabulary or 0) // tensor)
-    activations = ACTIVATION_BYTES * (residual + max(attention, feedforward)) + logits
-    return StepNeed(activations, _workspace_bytes(model, users, context_tokens, tensor), tuple(missing))
+@dataclass(frozen=True, slots=True)
+class StepSizes:
+    """What the estimate takes from a model: sizes in elements, 0 where the configuration does not say.
+
+    head_elements:     of one head's query and output, in one token
+    row_elements:      of the new cached row; `row_splits` tells whether tensor ranks share it (a latent has no heads)
+    expanded_elements: of one head's keys and values that are expanded from one latent; 0 without latents
+    partial_elements:  of one head's partial result of a decode step, with its LSE
+    missing:           names of the fields that are not there
+    """
+
+    hidden: int
+    vocabulary: int
+    feedforward: int
+    heads: int
+    head_elements: int
+    row_elements: int
+    row_splits: bool
+    expanded_elements: int
+    partial_elements: int
+    missing: tuple[str, ...]
+
+    def need(self, *, step_tokens: int, users: int, context_tokens: int, tensor: int = 1) -> StepNeed:
+        """The estimate above for one device of `tensor` that split the heads; grows with each argument but the last."""
+        heads = -(-self.heads // tensor)
+        row = -(-self.row_elements // tensor) if self.row_splits else self.row_elements
+        residual = 3 * step_tokens * self.hidden
+        attention = step_tokens * (heads * self.head_elements + row)
+        feedforward = 2 * step_tokens * -(-self.feedforward // tensor)
+        logits = FLOAT32_BYTES * users * -(-self.vocabulary // tensor)
+        expanded = min(context_tokens, EXPANDED_TOKENS) * heads * self.expanded_elements
+        partial = DECODE_SPLITS * users * heads * self.partial_elements
+        return StepNeed(
+            activation_bytes=ACTIVATION_BYTES * (residual + max(attention, feedforward)) + logits,
+            workspace_bytes=ACTIVATION_BYTES * expanded + FLOAT32_BYTES * partial,
+            missing=self.missing,
+        )
+
+
+def step_sizes(model: Model) -> StepSizes:
+    """The sizes of `model`. Raises ConfigError for a model without attention layers."""
+    geometry = model.geometry
+    found = {
+        "hidden_size": model.hidden_size,
+        "vocab_size": optional_size(model.fields, "vocab_size"),
+        "intermediate_size": _feedforward_width(model.fields),
+    }
+    if isinstance(geometry, MLAGeometry):
+        query, partial = geometry.qk_nope_head_dim + geometry.query_rope_dim, geometry.kv_lora_rank + 1
+        expanded = geometry.qk_nope_head_dim + geometry.v_head_dim
+    else:
+        query, partial, expanded = geometry.head_dim, geometry.v_head_dim + 1, 0
+    return StepSizes(
+        hidden=found["hidden_size"] or 0,
+        vocabulary=found["vocab_size"] or 0,
+        feedforward=found["intermediate_size"] or 0,
+        heads=geometry.num_attention_heads,
+        head_elements=query + geometry.v_head_dim,
+        row_elements=geometry.row_elements,
+        row_splits=not isinstance(geometry, MLAGeometry),
+        expanded_elements=expanded,
+        partial_elements=partial,
+        missing=tuple(name for name, size in found.items() if size is None),
+    )
 
 
 def _feedforward_width(fields: Fields) -> int | None:
@@ -60,21 +111,3 @@ def _feedforward_width(fields: Fields) -> int | None:
         return dense
     shared = optional_size(fields, "n_shared_experts", minimum=0) or 0
     return max(dense or 0, (per_token + shared) * expert)
-
-
-def _attention_elements(model: Model, tensor: int) -> int:
-    geometry = model.geometry
-    heads = -(-geometry.num_attention_heads // tensor)
-    if isinstance(geometry, MLAGeometry):
-        query = geometry.qk_nope_head_dim + geometry.query_rope_dim
-        return heads * (query + geometry.v_head_dim) + geometry.row_elements
-    return heads * (geometry.head_dim + geometry.v_head_dim) + -(-geometry.row_elements // tensor)
-
-
-def _workspace_bytes(model: Model, users: int, context_tokens: int, tensor: int) -> int:
-    geometry = model.geometry
-    heads = -(-geometry.num_attention_heads // tensor)
-    if not isinstance(geometry, MLAGeometry):
-        return FLOAT32_BYTES * DECODE_SPLITS * users * heads * (geometry.v_head_dim + 1)
-    expanded = min(context_tokens, EXPANDED_TOKENS) * heads * (geometry.qk_nope_head_dim + geometry.v_head_dim)
-    return ACTIVATION_BYTES * expanded + FLOAT32_BYTES * DECODE_SPLITS * users * heads * (geometry.kv_lora_rank + 1)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from latentkv.cache.layout import DEFAULT_PAGE_TOKENS
 from latentkv.errors import OptionError, sentence
-from latentkv.planner.activations import DEFAULT_STEP_TOKENS, step_need
+from latentkv.planner.activations import DEFAULT_STEP_TOKENS, step_sizes
 from latentkv.planner.model import Model
 from latentkv.planner.parallel import Parallel, device_cache_bytes, device_footprint
 from latentkv.planner.weights import attention_share, weight_bytes
@@ -88,11 +88,11 @@ def _forward(model: Model, deployment: Deployment) -> Callable[[int, int], Memor
     """The sum as a function of users and context, with what depends on neither computed once."""
     parallel = deployment.parallel
     weights = device_weight_bytes(model, deployment)
+    sizes = step_sizes(model)
     cache = device_footprint(model, parallel, format=deployment.format, page_tokens=deployment.page_tokens)
 
     def need(users: int, context_tokens: int) -> MemoryNeed:
-        step = step_need(
-            model,
+        step = sizes.need(
             step_tokens=deployment.step_tokens,
             users=-(-users // parallel.data),
             context_tokens=context_tokens,

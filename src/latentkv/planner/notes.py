@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from latentkv.geometry import Geometry, MLAGeometry
-from latentkv.planner.activations import step_need
+from latentkv.planner.activations import step_sizes
 from latentkv.planner.footprint import code_bits, footprint, row_bytes
 from latentkv.planner.memory import Deployment
 from latentkv.planner.model import Model
@@ -17,7 +17,7 @@ def notes_on(
     """Sentences about this model and, where it is `served`, about this way of serving it, the most surprising first."""
     return (
         *_parallel_notes(model, deployment.parallel),
-        *_layer_notes(model),
+        *layer_notes(model),
         *(_estimate_notes(model, deployment) if served else ()),
         *_context_notes(model, context_tokens, longest_fitting),
         *((f"About this model: {model.notes}.",) if model.notes else ()),
@@ -84,7 +84,8 @@ def _parallel_notes(model: Model, parallel: Parallel) -> list[str]:
     return notes
 
 
-def _layer_notes(model: Model) -> list[str]:
+def layer_notes(model: Model) -> list[str]:
+    """What holds for this model's layers however it is served; nothing where all are alike."""
     notes = []
     if not model.uniform:
         notes.append(f"Counted layer by layer: {', '.join(f'{group.count} {group.name}' for group in model.layers)}.")
@@ -118,7 +119,7 @@ def _estimate_notes(model: Model, deployment: Deployment) -> list[str]:
             f"Step is an estimate of activations and workspace for {deployment.step_tokens:,} new tokens at once, "
             "with what --reserve keeps free; --activations states a measured figure."
         )
-        missing = step_need(model, step_tokens=1, users=1, context_tokens=1).missing
+        missing = step_sizes(model).missing
         if missing:
             notes.append(f"Not in the configuration, and so not in that estimate: {', '.join(missing)}.")
     return notes

@@ -105,6 +105,17 @@ struct AttentionSequence {
   std::int64_t query_start, query_len, context_len;
 };
 
+enum class CodeFormat : std::uint8_t { none, fp8, int8, int6, int4 };
+
+// Rows of bytes: `width` codes first, then scales, one for each `group` of codes (float32, or bf16 if short), then the RoPE
+// part in bf16. Offsets and sizes in bytes. src/latentkv/cache/layout.py has the order of the bits.
+struct RowCodes {
+  CodeFormat format;
+  std::int64_t width, group;
+  bool short_scales;
+  std::int64_t scale_offset, rope_offset, row_bytes;
+};
+
 // Attention of new tokens over rows in pages. Head h belongs to KV group h * groups / heads. Group g's key is the stretch
 // of `key_width` elements at g * key_step of a row; its value `value_width` at value_offset + g * value_step, or, with
 // value_offset -1, the first value_width elements of the key. A query is `a` against the key's first elements and `b`
@@ -113,7 +124,8 @@ struct AttentionParams {
   QueryPart a, b;
   std::int64_t heads, groups, b_blocks;
   const void* rows;
-  DType row_dtype;
+  DType row_dtype;  // u8: rows of codes
+  RowCodes codes;
   std::int64_t page_tokens, page_stride, row_stride;
   std::int64_t key_width, key_step, value_width, value_offset, value_step;
   const std::int32_t* page_table;

@@ -26,6 +26,7 @@ struct ShapeError : std::runtime_error {
 // What is computed with, and what the cache's rows can be.
 constexpr std::initializer_list<DType> kFloats = {DType::f32, DType::bf16};
 constexpr std::initializer_list<DType> kStored = {DType::f32, DType::bf16, DType::f16};
+constexpr std::initializer_list<DType> kCodes = {DType::u8};
 
 constexpr int kMaxDims = 4;
 

@@ -26,6 +26,31 @@ const Record* records_of(nb::handle object, const char* name, std::int64_t& coun
   return static_cast<const Record*>(matrix.data);
 }
 
+CodeFormat code_format(const std::string& name) {
+  if (name == "fp8") return CodeFormat::fp8;
+  if (name == "int8") return CodeFormat::int8;
+  if (name == "int6") return CodeFormat::int6;
+  if (name == "int4") return CodeFormat::int4;
+  refuse("codes", "fp8, int8, int6 or int4", name);
+}
+
+// (format, width, group, bytes of a scale, offset of the scales, offset of the RoPE part), for rows of so many bytes.
+RowCodes codes_of(nb::tuple codes, std::int64_t rope_width, std::int64_t row_bytes) {
+  const auto number = [&](std::size_t i) { return nb::cast<std::int64_t>(codes[i]); };
+  const RowCodes found{code_format(nb::cast<nb::str>(codes[0]).c_str()), number(1), number(2), number(3) == 2, number(4),
+                       number(5), row_bytes};
+  const std::int64_t scales = found.group > 0 ? (found.width + found.group - 1) / found.group : 0;
+  const std::int64_t units = (found.width + 63) / 64;
+  const std::int64_t code_bytes = found.format == CodeFormat::int6   ? units * 48
+                                  : found.format == CodeFormat::int4 ? units * 32
+                                                                     : found.width;
+  const bool fits = found.width >= 0 && found.group > 0 && found.group % 64 == 0 && code_bytes <= found.scale_offset &&
+                    found.scale_offset + scales * number(3) <= found.rope_offset &&
+                    found.rope_offset + rope_width * 2 <= row_bytes;
+  if (!fits) refuse("codes", "parts within a row of " + std::to_string(row_bytes) + " bytes", "others");
+  return found;
+}
+
 // Only slots of the table that the contexts use are looked at.
 void check_pages(const AttentionParams& p, std::int64_t sequences, const Array& table, std::int64_t pages) {
   if (table.ndim != 2 || table.dtype != DType::i32) refuse("page_table", "[B, pages] int32", "another shape or dtype");
@@ -104,9 +129,9 @@ float* slots_of(nb::handle object, std::int64_t floats) {
 
 void attention(const Isa& isa, nb::handle out, nb::handle lse, nb::handle a, nb::handle b, nb::handle rows,
                nb::handle page_table, nb::tuple plan, nb::tuple key, nb::tuple value, std::int64_t groups,
-               std::int64_t b_blocks, double scale, bool causal, int threads, nb::handle slot_memory) {
+               std::int64_t b_blocks, double scale, bool causal, int threads, nb::handle slot_memory, nb::object codes) {
   const Array result = cube_of(out, "out"), table = array_of(page_table, "page_table");
-  const Array pages = cube_of(rows, "rows", kStored), sums = array_of(lse, "lse");
+  const Array pages = cube_of(rows, "rows", codes.is_none() ? kStored : kCodes), sums = array_of(lse, "lse");
   if (sums.ndim != 2 || sums.dtype != DType::f32 || sums.shape[0] != result.shape[0] ||
       sums.shape[1] != result.shape[1] || (sums.shape[0] > 1 && sums.stride[0] != sums.shape[1])) {
     refuse("lse", "[T, H] float32, adjacent", "another");
@@ -141,7 +166,14 @@ void attention(const Isa& isa, nb::handle out, nb::handle lse, nb::handle a, nb:
   p.items = records_of<AttentionItem>(plan[1], "items", p.item_count);
   p.merges = records_of<AttentionMerge>(plan[2], "merges", p.merge_count);
   const auto slots = nb::cast<std::int64_t>(plan[3]);
-  check_sizes(p, pages.shape[2]);
+  if (!codes.is_none()) {
+    p.codes = codes_of(nb::cast<nb::tuple>(codes), p.b_blocks * p.b.width, pages.shape[2]);
+    if (p.groups != 1 || p.value_offset >= 0 || p.value_width > p.codes.width || p.key_step != 0) {
+      throw Declined("rows of codes: only those of a latent and a RoPE part");
+    }
+    expect_size("key elements of rows of codes", p.codes.width + p.b_blocks * p.b.width, p.key_width);
+  }
+  check_sizes(p, codes.is_none() ? pages.shape[2] : p.key_width);
   check_pages(p, sequences, table, pages.shape[0]);
   check_plan(p, sequences, slots, result.shape[0]);
   if (p.item_count == 0) return;
@@ -163,7 +195,7 @@ void bind_attention(nb::class_<Isa>& isa) {
   isa.def("attention", &attention, nb::arg("out"), nb::arg("lse"), nb::arg("a").none(), nb::arg("b").none(),
           nb::arg("rows"), nb::arg("page_table"), nb::arg("plan"), nb::arg("key"), nb::arg("value"), nb::arg("groups"),
           nb::arg("b_blocks"), nb::arg("scale"), nb::arg("causal"), nb::arg("threads"),
-          nb::arg("slots").none() = nb::none(),
+          nb::arg("slots").none() = nb::none(), nb::arg("codes").none() = nb::none(),
           "Attention over paged rows; see backends/native.py, which alone calls it.");
 }
 

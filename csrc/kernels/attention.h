@@ -97,7 +97,7 @@ class AttentionWorker {
       context.find(begin + count, begin + count + next, sizeof(T), ahead.rows);
       ahead.row_count = next;
       ahead.first_byte = ahead.byte = item_->group * p_.key_step * sizeof(T);
-      ahead.end_byte = ahead.byte + p_.key_width * sizeof(T);
+      ahead.end_byte = kCoded<T> ? p_.codes.row_bytes : ahead.byte + p_.key_width * sizeof(T);
       compute(rows, begin, count, ahead);
       begin += count;
       count = next;
@@ -189,6 +189,7 @@ auto with_worker(const AttentionParams& p, Use use) {
   }
   switch (p.row_dtype) {
     case DType::bf16: return use.template operator()<AttentionWorker<W, bf16, VectorEngine<W>>>();
+    case DType::u8: return use.template operator()<AttentionWorker<W, Coded, VectorEngine<W>>>();
     case DType::f16: return use.template operator()<AttentionWorker<W, f16, VectorEngine<W>>>();
     default: return use.template operator()<AttentionWorker<W, float, VectorEngine<W>>>();
   }

@@ -15,7 +15,7 @@ class Chunk {
 
   static std::int64_t floats(const AttentionParams&) { return kFloats; }
 
-  Chunk(const AttentionParams&, float* memory) : Chunk(memory) {}
+  Chunk(const AttentionParams& p, float* memory) : Chunk(memory) { codes_ = &p.codes; }
   explicit Chunk(float* memory) : strip_(memory), scores_(strip_ + kChunk * kStrip), shrink_(scores_ + kChunk * kRows) {}
 
   // [kChunk][kRows]: of a token and a row.
@@ -30,19 +30,22 @@ class Chunk {
            std::int64_t width, Ahead& ahead) const {
     __builtin_memset(scores_, 0, kChunk * kRows * sizeof(float));
     ahead.spread(55, steps(query, width));
-    dot_wide_panels<T>(query, rows, count, first, width, ahead);
-    dot_narrow_panels<T>(query, rows, count, first, ahead);
+    dot_by_strips<T>(query, rows, count, first, width, ahead);
+    if constexpr (!kCoded<T>) dot_narrow_panels<T>(query, rows, count, first, ahead);
   }
 
   // result = result * shrink + sum over rows of scores * values, the `width` elements from element `first` on.
   template <typename T>
   void sum(const Partial& result, std::int64_t row_count, const char* const* rows, std::int64_t count,
            std::int64_t first, std::int64_t width, Ahead& ahead) const {
-    if (width % W == 0 && row_count == 1) return sum_direct_all<T, 1, 8>(result, rows, count, first, width, ahead);
-    if (width % W == 0 && row_count == 2) return sum_direct_all<T, 2, 4>(result, rows, count, first, width, ahead);
+    if constexpr (!kCoded<T>) {
+      const bool whole = width % (2 * W) == 0;
+      if (whole && row_count == 1) return sum_direct_all<T, 1, 4>(result, rows, count, first, width, ahead);
+      if (whole && row_count == 2) return sum_direct_all<T, 2, 2>(result, rows, count, first, width, ahead);
+    }
     ahead.spread(45, (row_count + Tile<W>::sum_rows - 1) / Tile<W>::sum_rows * result.strips * (kChunk / kStepTerms));
     for (std::int64_t d = 0; d < width; d += kStrip) {
-      widen_rows<W, T>(rows, count, first + d, width - d < kStrip ? width - d : kStrip, strip_);
+      widen<T>(rows, count, first + d, width - d < kStrip ? width - d : kStrip);
       sum_strip(result.at(0, d), row_count, count, ahead);
     }
   }
@@ -63,14 +66,17 @@ class Chunk {
   // Strip by strip through one small buffer: a whole widened chunk would be written to the second-level cache and read
   // back, which takes longer than widening its values a second time.
   template <typename T>
-  void dot_wide_panels(const PackedQuery<W>& query, const char* const* rows, std::int64_t count, std::int64_t first,
+  void dot_by_strips(const PackedQuery<W>& query, const char* const* rows, std::int64_t count, std::int64_t first,
                        std::int64_t width, Ahead& ahead) const {
-    if (query.begin()->vectors == 0) return;
+    if (!kCoded<T> && query.begin()->vectors == 0) return;
     for (std::int64_t from = 0; from < width; from += kStrip) {
       const std::int64_t to = from + kStrip < width ? from + kStrip : width;
-      widen_rows<W, T>(rows, count, first + from, to - from, strip_);
+      widen<T>(rows, count, first + from, to - from);
       for (const Panel& panel : query) {
-        if (panel.vectors == 0) continue;
+        if (panel.vectors == 0) {
+          if constexpr (kCoded<T>) dot_narrow_strip(panel, query.stride(), from, to, count, ahead);
+          continue;
+        }
         for (int i = 0; i < panel.range_count; ++i) {
           const Range range{from > panel.ranges[i].from ? from : panel.ranges[i].from,
                             to < panel.ranges[i].to ? to : panel.ranges[i].to};
@@ -119,6 +125,29 @@ class Chunk {
     }
   }
 
+  // Codes are widened once for both halves; narrow panels too then read the strip of columns from ... to.
+  void dot_narrow_strip(Panel panel, std::int64_t stride, std::int64_t from, std::int64_t to, std::int64_t count,
+                        Ahead& ahead) const {
+    const Range range = panel.ranges[0];
+    panel.q += from;
+    panel.ranges[0] = {range.from > from ? range.from - from : 0, (range.to < to ? range.to : to) - from};
+    if (panel.ranges[0].from >= panel.ranges[0].to) return;
+    const float* keys[kChunk];
+    for (std::int64_t t = 0; t < kChunk; ++t) keys[t] = strip_ + (t < count ? t : count - 1) * kStrip;
+    if (panel.rows == 4) dot_narrow_panel<4>(panel, stride, keys, count, ahead);
+    if (panel.rows == 2) dot_narrow_panel<2>(panel, stride, keys, count, ahead);
+    if (panel.rows == 1) dot_narrow_panel<1>(panel, stride, keys, count, ahead);
+  }
+
+  template <typename T>
+  void widen(const char* const* rows, std::int64_t count, std::int64_t first, std::int64_t width) const {
+    if constexpr (kCoded<T>) {
+      widen_coded<W>(*codes_, rows, count, first, width, strip_);
+    } else {
+      widen_rows<W, T>(rows, count, first, width, strip_);
+    }
+  }
+
   void sum_strip(float* out, std::int64_t row_count, std::int64_t count, Ahead& ahead) const {
     std::int64_t row = 0;
     for (; row + Tile<W>::sum_rows <= row_count; row += Tile<W>::sum_rows) {
@@ -146,19 +175,21 @@ class Chunk {
     }
   }
 
-  template <typename T, int Rows, int Vectors>
+  template <typename T, int Rows, int Pairs>
   void sum_direct_all(const Partial& result, const char* const* rows, std::int64_t count, std::int64_t first,
                       std::int64_t width, Ahead& ahead) const {
+    constexpr std::int64_t columns = Pairs * 2 * W;
     const T* values[kChunk];
     for (std::int64_t t = 0; t < count; ++t) values[t] = reinterpret_cast<const T*>(rows[t]) + first;
-    ahead.spread(40, kChunk * ((width + Vectors * W - 1) / (Vectors * W)));
+    ahead.spread(40, kChunk * ((width + columns - 1) / columns));
     std::int64_t d = 0;
-    for (; d + Vectors * W <= width; d += Vectors * W) {
-      sum_direct<W, Rows, Vectors, T>(scores_, values, d, count, shrink_, result.out, ahead);
+    for (; d + columns <= width; d += columns) {
+      sum_direct<W, Rows, Pairs, T>(scores_, values, d, count, shrink_, result.out, ahead);
     }
-    for (; d < width; d += W) sum_direct<W, Rows, 1, T>(scores_, values, d, count, shrink_, result.out, ahead);
+    for (; d < width; d += 2 * W) sum_direct<W, Rows, 1, T>(scores_, values, d, count, shrink_, result.out, ahead);
   }
 
+  const RowCodes* codes_ = nullptr;
   float *strip_, *scores_, *shrink_;
 };
 

@@ -34,7 +34,7 @@ class PackedQuery {
   PackedQuery(const AttentionParams& p, float* memory)
       : p_(p),
         stride_(stride(p)),
-        can_go_narrow_(p.key_width % W == 0 && p.value_width % W == 0),
+        can_go_narrow_(p.key_width % (2 * W) == 0 && p.value_width % (2 * W) == 0),
         q_(memory),
         lines_(memory + kRows * stride_) {}
 
@@ -68,7 +68,7 @@ class PackedQuery {
     const Range b{b_column(names.head(panel.first_row)),
                   b_column(names.head(panel.first_row + panel.rows - 1)) + p_.b.width};
     if (a.to == 0) {
-      panel.ranges[0] = {panel.vectors == 0 ? b.from / W * W : b.from, b.to};
+      panel.ranges[0] = {panel.vectors == 0 ? b.from / (2 * W) * (2 * W) : b.from, b.to};
     } else if (b.from == a.to || panel.vectors == 0) {
       panel.ranges[0] = {0, b.to};
     } else {
@@ -90,7 +90,19 @@ class PackedQuery {
 
   void pack_narrow(const RowNames& names, const Panel& panel) const {
     for (std::int64_t row = 0; row < panel.rows; ++row) {
-      pack_row(names, panel.first_row + row, panel.q + row * stride_);
+      float* to = panel.q + row * stride_;
+      pack_row(names, panel.first_row + row, to);
+      if (p_.row_dtype == DType::bf16) part_row(to);
+    }
+  }
+
+  // In the order in which dot_direct() reads rows of bf16.
+  void part_row(float* row) const {
+    for (std::int64_t d = 0; d < p_.key_width; d += 2 * W) {
+      auto a = S::load(row + d), b = S::load(row + d + W);
+      part<W>(a, b);
+      S::store(row + d, a);
+      S::store(row + d + W, b);
     }
   }
 

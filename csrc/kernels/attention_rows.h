@@ -1,8 +1,7 @@
 // What attention's tiles read, made from what the caller has: context rows widened into strips, queries scaled and packed.
 #pragma once
 
-#include "kernels/attention_tiles.h"
-#include "kernels/write_rows.h"
+#include "kernels/attention_codes.h"
 
 namespace latentkv::LATENTKV_ISA {
 

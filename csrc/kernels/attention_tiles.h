@@ -5,7 +5,7 @@
 //   scores:           [kChunk tokens][kRows rows]
 #pragma once
 
-#include "vec.h"
+#include "kernels/transpose.h"
 
 namespace latentkv::LATENTKV_ISA {
 
@@ -85,8 +85,25 @@ void dot_wide(const float* q, const float* keys, Range range, float* scores, Ahe
   }
 }
 
+template <typename T>
+constexpr bool kParted = false;
+template <>
+constexpr bool kParted<bf16> = true;
+
+// Elements 0 ... 2 * W - 1 of a row: of bf16 those at even places and those at odd ones, which costs half as much; of others
+// as they lie.
+template <int W, typename T>
+[[gnu::always_inline]] inline void load_two(const T* from, typename Simd<W>::F& a, typename Simd<W>::F& b) {
+  if constexpr (kParted<T>) {
+    Simd<W>::load_pairs(from, a, b);
+  } else {
+    a = Simd<W>::load(from);
+    b = Simd<W>::load(from + W);
+  }
+}
+
 // The same for few rows, columns in the lanes, straight from rows of T: widening them first would cost more than it saves.
-// q is [rows][q_stride], zero where the range's last vector goes beyond it; the range starts at a multiple of W.
+// q is [rows][q_stride], parted like rows of T, zero beyond the range; the range is whole pairs of vectors.
 template <int W, int Tokens, int Rows, typename T>
 void dot_direct(const float* q, std::int64_t q_stride, const T* const* keys, Range range, float* scores,
                 Ahead& ahead) {
@@ -94,15 +111,16 @@ void dot_direct(const float* q, std::int64_t q_stride, const T* const* keys, Ran
   typename S::F sum[Tokens][Rows] = {};
   for (std::int64_t d = range.from; d < range.to;) {
     const std::int64_t stop = d + kStrip < range.to ? d + kStrip : range.to;
-    for (; d < stop; d += W) {
-      typename S::F lanes[Rows];
-#pragma GCC unroll 32
-      for (int r = 0; r < Rows; ++r) lanes[r] = S::load(q + r * q_stride + d);
+    for (; d < stop; d += 2 * W) {
 #pragma GCC unroll 32
       for (int t = 0; t < Tokens; ++t) {
-        const auto value = S::load(keys[t] + d);
+        typename S::F a, b;
+        load_two<W>(keys[t] + d, a, b);
 #pragma GCC unroll 32
-        for (int r = 0; r < Rows; ++r) sum[t][r] = S::fma(value, lanes[r], sum[t][r]);
+        for (int r = 0; r < Rows; ++r) {
+          sum[t][r] = S::fma(a, S::load(q + r * q_stride + d), sum[t][r]);
+          sum[t][r] = S::fma(b, S::load(q + r * q_stride + d + W), sum[t][r]);
+        }
       }
     }
     ahead.step();
@@ -149,36 +167,51 @@ void sum_tile(const float* weights, const float* values, std::int64_t terms, con
   }
 }
 
-// The same straight from rows of T, for columns 0 ... Vectors * W - 1 of `values` and of strips `out`.
-template <int W, int Rows, int Vectors, typename T>
+// The same straight from rows of T, for Pairs * 2 * W columns from `first` on; `out` is strips.
+template <int W, int Rows, int Pairs, typename T>
 void sum_direct(const float* weights, const T* const* values, std::int64_t first, std::int64_t terms,
                 const float* shrink, float* out, Ahead& ahead) {
   using S = Simd<W>;
-  typename S::F sum[Rows][Vectors];
-  const auto at = [&](int r, int v) {
-    const std::int64_t d = first + v * W;
+  typename S::F sum[Rows][2 * Pairs];
+  const auto at = [&](int r, int pair) {
+    const std::int64_t d = first + pair * 2 * W;
     return out + (d / kStrip * kRows + r) * kStrip + d % kStrip;
   };
 #pragma GCC unroll 32
   for (int r = 0; r < Rows; ++r) {
     const auto factor = S::broadcast(shrink[r]);
 #pragma GCC unroll 32
-    for (int v = 0; v < Vectors; ++v) sum[r][v] = S::load(at(r, v)) * factor;
+    for (int p = 0; p < Pairs; ++p) {
+      typename S::F &a = sum[r][2 * p], &b = sum[r][2 * p + 1];
+      a = S::load(at(r, p)) * factor;
+      b = S::load(at(r, p) + W) * factor;
+      if constexpr (kParted<T>) part<W>(a, b);
+    }
   }
   for (std::int64_t term = 0; term < terms; ++term, weights += kRows) {
     const T* from = values[term] + first;
     ahead.step();
 #pragma GCC unroll 32
-    for (int v = 0; v < Vectors; ++v) {
-      const auto value = S::load(from + v * W);
+    for (int p = 0; p < Pairs; ++p) {
+      typename S::F a, b;
+      load_two<W>(from + p * 2 * W, a, b);
 #pragma GCC unroll 32
-      for (int r = 0; r < Rows; ++r) sum[r][v] = S::fma(S::broadcast(weights[r]), value, sum[r][v]);
+      for (int r = 0; r < Rows; ++r) {
+        const auto weight = S::broadcast(weights[r]);
+        sum[r][2 * p] = S::fma(weight, a, sum[r][2 * p]);
+        sum[r][2 * p + 1] = S::fma(weight, b, sum[r][2 * p + 1]);
+      }
     }
   }
 #pragma GCC unroll 32
   for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 32
-    for (int v = 0; v < Vectors; ++v) S::store(at(r, v), sum[r][v]);
+    for (int p = 0; p < Pairs; ++p) {
+      typename S::F &a = sum[r][2 * p], &b = sum[r][2 * p + 1];
+      if constexpr (kParted<T>) join<W>(a, b);
+      S::store(at(r, p), a);
+      S::store(at(r, p) + W, b);
+    }
   }
 }
 

@@ -47,6 +47,7 @@ class ProjectWorker {
     query.b_blocks = 1;
     query.key_width = p.x.width;
     query.scale_log2 = 1.0f;
+    query.row_dtype = p.w_dtype;
     return query;
   }
 

@@ -1,4 +1,4 @@
-// W vectors of W floats, transposed in registers.
+// Floats rearranged in registers: W vectors of W transposed; neighbours parted and joined.
 #pragma once
 
 #include "vec.h"
@@ -32,6 +32,32 @@ template <int W, int Step = 1>
     if (!(i & Step)) exchange<W, Step>(rows[i], rows[i + Step], typename Counting<W>::type{});
   }
   if constexpr (2 * Step < W) transpose<W, 2 * Step>(rows);
+}
+
+template <int W, int... I>
+[[gnu::always_inline]] inline void part(typename Simd<W>::F& a, typename Simd<W>::F& b, Numbers<I...>) {
+  const auto even = __builtin_shufflevector(a, b, (2 * I)...);
+  b = __builtin_shufflevector(a, b, (2 * I + 1)...);
+  a = even;
+}
+
+template <int W, int... I>
+[[gnu::always_inline]] inline void join(typename Simd<W>::F& a, typename Simd<W>::F& b, Numbers<I...>) {
+  const auto first = __builtin_shufflevector(a, b, (I / 2 + I % 2 * W)...);
+  b = __builtin_shufflevector(a, b, (W / 2 + I / 2 + I % 2 * W)...);
+  a = first;
+}
+
+// 2 * W neighbours, a and then b, become those at even places and those at odd ones.
+template <int W>
+[[gnu::always_inline]] inline void part(typename Simd<W>::F& a, typename Simd<W>::F& b) {
+  part<W>(a, b, typename Counting<W>::type{});
+}
+
+// The way back.
+template <int W>
+[[gnu::always_inline]] inline void join(typename Simd<W>::F& a, typename Simd<W>::F& b) {
+  join<W>(a, b, typename Counting<W>::type{});
 }
 
 }  // namespace latentkv::LATENTKV_ISA

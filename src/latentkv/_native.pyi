@@ -30,6 +30,7 @@ class Isa:
         causal: bool,
         threads: int,
         slots: Any | None = None,
+        codes: tuple[str, int, int, int, int, int] | None = None,
     ) -> None: ...
     def rotate_query(
         self,

@@ -1,6 +1,6 @@
 """What codes cost in attention: the whole way from projections to outputs, against float64 over the numbers themselves.
 
-Also who computes it: the native backend says why it cannot, and `auto` takes the portable one.
+Also who computes it: the native backend, which says why it cannot where it cannot; `auto` then takes the portable one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from latentkv.backends.native import NativeBackend
 from latentkv.backends.registry import select
 from latentkv.cache.batch import Batch
 from latentkv.cache.latent import LatentCache
-from latentkv.cache.layout import FORMATS, CacheLayout, mla_row
+from latentkv.cache.layout import FORMATS, CacheLayout, kv_row, mla_row
 from latentkv.ops.absorb import UpProjection
 from support.compare import assert_close
 from support.hostile import poison
@@ -86,10 +86,13 @@ def test_a_rotated_float32_cache_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("format", CODED)
-def test_native_says_why_it_cannot_and_auto_takes_the_portable_backend(format: str) -> None:
-    layout = CacheLayout(mla_row(format, kv_lora_rank=LATENT, qk_rope_head_dim=ROPE), 1, PAGE)
+def test_native_reads_a_latent_of_codes_and_says_why_it_cannot_read_coded_keys_and_values(format: str) -> None:
     batch = Batch.build(query_lens=[1], context_lens=[1], pages=[[0]], page_tokens=PAGE)
-    request = request_for(torch.zeros(1, HEADS, LATENT + ROPE), LatentCache(layout, 1).layer(0), batch)
+    latents = CacheLayout(mla_row(format, kv_lora_rank=LATENT, qk_rope_head_dim=ROPE), 1, PAGE)
+    request = request_for(torch.zeros(1, HEADS, LATENT + ROPE), LatentCache(latents, 1).layer(0), batch)
+    assert select(request).backend.name == "native"
+    keys = CacheLayout(kv_row(format, num_key_value_heads=1, head_dim=8, v_head_dim=8), 1, PAGE)
+    request = request_for(torch.zeros(1, HEADS, 8), LatentCache(keys, 1).layer(0), batch)
     support = NativeBackend().supports(request)
     assert not support.ok
     assert format in support.reason

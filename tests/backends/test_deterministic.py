@@ -22,7 +22,8 @@ from latentkv.ops.absorb import UpProjection
 from support.compare import assert_close
 from support.hostile import Hostile, hostile_case, strided_normal
 
-# Rows of whole matrix tiles. Contexts that are cut between threads, chunks that fill tiles and single tokens, whose sums could take other orders.
+# Rows of whole matrix tiles. Contexts that are cut between threads, chunks that fill tiles and single tokens, whose
+# sums could take other orders.
 LONG = [(1, 2100), (3, 1500), (0, 9), (1, 1), (40, 1000), (1, 700)]
 PAGE_TOKENS = 64
 HEADS, LATENT, ROPE, NOPE, VALUE = 5, 64, 32, 24, 20

@@ -1,5 +1,5 @@
-"""The native backend: the C++ kernel over float32, bfloat16 and float16 rows in CPU memory, on the best instruction set
-here.
+"""The native backend: the C++ kernel over float32, bfloat16, float16 and coded rows in CPU memory, on the best
+instruction set here.
 
 It reads pages in place. What an item of work is and how it is computed: csrc/kernels/attention.h; the head form, which
 expands the context first: native_head.py.
@@ -21,7 +21,8 @@ from latentkv.backends.native_plan import Work, divide
 from latentkv.backends.native_project import project_columns, project_rows
 from latentkv.cache.batch import Batch
 from latentkv.cache.latent import LayerCache
-from latentkv.errors import StalePlanError
+from latentkv.cache.layout import DTYPE_BYTES, RowLayout
+from latentkv.errors import StalePlanError, UnsupportedError
 from latentkv.ops.absorb import UpProjection
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 PROJECTION_COST = 2.2
 QUERY_DTYPES = ("float32", "bfloat16")
 FORMATS = ("f32", "bf16", "f16")
+# Rows of codes, of MLA only: how csrc/params.h calls what codes are.
+CODE_FORMATS = {"float8_e4m3fn": "fp8", "int8": "int8", "int6": "int6", "int4": "int4"}
 # Floats in a vector of any instruction set at most.
 WIDEST_VECTOR = 16
 
@@ -60,7 +63,8 @@ class NativeBackend:
         """CPU, float32 or bfloat16 queries over rows of a known format, and the extension."""
         if request.device != "cpu":
             return Support(ok=False, reason=f"runs on the CPU only, not on {request.device}")
-        if request.query_dtype not in QUERY_DTYPES or request.format not in FORMATS:
+        known = FORMATS if request.kind == "kv" else (*FORMATS, *CODE_FORMATS.values())
+        if request.query_dtype not in QUERY_DTYPES or request.format not in known:
             return Support(ok=False, reason=f"no kernel for {request.query_dtype} queries over {request.format} rows")
         reason = native_missing()
         return Support(ok=not reason, reason=reason)
@@ -182,12 +186,25 @@ class _Call:
             self.scale,
             self.causal,
             work.threads,
+            codes=_codes(self.cache.layout),
         )
         if up is not None:
             expanded = query.new_empty(rows, request.num_heads, request.v_head_dim)
             project_rows(self.isa, out, up.w_uv, into=expanded)
             out = expanded[:tokens]
         return out, lse
+
+
+def _codes(row: RowLayout) -> tuple[str, int, int, int, int, int] | None:
+    """Where codes, scales and RoPE part lie in a row of codes, as the kernel takes them; None for other rows."""
+    if not row.coded:
+        return None
+    latent, rope = row.part("latent"), row.part("rope")
+    if latent.scales is None:
+        raise UnsupportedError("cache row: expected a latent of codes, got one stored as it is")
+    scales = latent.scales
+    places = (scales.offset_bytes, rope.offset_bytes)
+    return (CODE_FORMATS[latent.dtype], latent.elements, scales.group, DTYPE_BYTES[scales.dtype], *places)
 
 
 def _form(request: Request, query_len: int, context_len: int) -> str:

@@ -1,0 +1,153 @@
+// Rows whose latent is codes that share scales: as float32. Layout: src/latentkv/cache/layout.py; reference:
+// src/latentkv/cache/codes.py.
+#pragma once
+
+#include "kernels/attention_tiles.h"
+#include "kernels/write_rows.h"
+
+namespace latentkv::LATENTKV_ISA {
+
+// Stands where other rows have the type of their elements.
+struct Coded {
+  std::uint8_t byte;
+};
+
+template <typename T>
+constexpr bool kCoded = false;
+template <>
+constexpr bool kCoded<Coded> = true;
+
+constexpr std::int64_t kCodeUnit = 64;  // int4 and int6 codes are packed so many at a time
+
+template <int W>
+class CodeReader {
+  using S = Simd<W>;
+  using F = typename S::F;
+  using B = typename Lanes<std::uint8_t, W>::type;
+  using U = typename S::U;
+
+ public:
+  explicit CodeReader(const RowCodes& codes) : codes_(codes) {}
+
+  // The scale of the group that element `first` belongs to.
+  float scale(const char* row, std::int64_t first) const {
+    const char* scales = row + codes_.scale_offset;
+    const std::int64_t group = first / codes_.group;
+    if (codes_.short_scales) return widen(reinterpret_cast<const bf16*>(scales)[group]);
+    float scale;
+    __builtin_memcpy(&scale, scales + group * sizeof scale, sizeof scale);
+    return scale;
+  }
+
+  // 64 elements from `first` on (a multiple of 64), those beyond the row's width of any value: numbers that times
+  // scale() are the elements. store(i, F) gets them W at a time.
+  template <typename Store>
+  [[gnu::always_inline]] void codes(const char* row, std::int64_t first, Store store) const {
+    switch (codes_.format) {
+      case CodeFormat::fp8: return bytes(row, first, [&](int i, B eight) { store(i, e4m3(eight)); });
+      case CodeFormat::int8: return bytes(row, first, [&](int i, B eight) { store(i, signed_byte(eight)); });
+      case CodeFormat::int6: return six_bits(row, first, store);
+      default: return four_bits(row, first, [&](int i, B code) { store(i, odd(code, 15.0f)); });
+    }
+  }
+
+ private:
+  // Nothing is read beyond the codes: after them the row may end.
+  template <typename Each>
+  [[gnu::always_inline]] void bytes(const char* row, std::int64_t first, Each each) const {
+    const std::int64_t left = codes_.width - first;
+    for (int i = 0; i < kCodeUnit; i += W) {
+      B eight{};
+      if (i + W <= left) {
+        __builtin_memcpy(&eight, row + first + i, W);
+      } else if (i < left) {
+        __builtin_memcpy(&eight, row + first + i, left - i);
+      }
+      each(i, eight);
+    }
+  }
+
+  template <typename Each>
+  [[gnu::always_inline]] void four_bits(const char* row, std::int64_t first, Each each) const {
+    for (int i = 0; i < kCodeUnit / 2; i += W) {
+      B both;
+      __builtin_memcpy(&both, row + first / 2 + i, W);
+      each(i, both & 15);
+      each(i + kCodeUnit / 2, both >> 4);
+    }
+  }
+
+  // The high bits of a unit are 16 bytes: code i's are bits 2 * (i / 16) of byte i % 16.
+  template <typename Store>
+  [[gnu::always_inline]] void six_bits(const char* row, std::int64_t first, Store store) const {
+    const char* high = row + (codes_.width + kCodeUnit - 1) / kCodeUnit * (kCodeUnit / 2) + first / 4;
+    four_bits(row, first, [&](int i, B low) {
+      B two;
+      __builtin_memcpy(&two, high + i % 16, W);
+      two = two >> (i / 16 * 2) & 3;
+      store(i, odd(low | two << 4, 63.0f));
+    });
+  }
+
+  static F number(B code) { return __builtin_convertvector((typename Lanes<std::int32_t, W>::type)extend(code), F); }
+
+  static F odd(B code, float middle) { return S::fma(number(code), S::broadcast(2.0f), S::broadcast(-middle)); }
+
+  static F signed_byte(B code) { return number(code ^ 0x80) - S::broadcast(128.0f); }
+
+  // As float16 with the same bits: 2**8 times smaller. NaN, all bits of a code but the sign, would become a number.
+  static F e4m3(B code) {
+    using H = typename S::H;
+    const H bits = half(code), magnitude = bits & 0x7f;
+    const H is_nan = (H)(magnitude == 0x7f);
+    return S::widen_f16(((bits & 0x80) << 8) | (magnitude << 7) | (is_nan & 0x7e00)) * S::broadcast(256.0f);
+  }
+
+  static U extend(B code) {
+#if defined(__AVX512F__)
+    if constexpr (W == 16) return (U)_mm512_cvtepu8_epi32((__m128i)code);
+#endif
+#if defined(__AVX2__)
+    if constexpr (W == 8) {
+      std::int64_t eight;
+      __builtin_memcpy(&eight, &code, sizeof eight);
+      return (U)_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(eight));
+    }
+#endif
+    return __builtin_convertvector(code, U);
+  }
+
+  static typename S::H half(B code) { return __builtin_convertvector(code, typename S::H); }
+
+  static float widen(bf16 value) {
+    const std::uint32_t bits = static_cast<std::uint32_t>(value.bits) << 16;
+    float wide;
+    __builtin_memcpy(&wide, &bits, sizeof wide);
+    return wide;
+  }
+
+  const RowCodes& codes_;
+};
+
+// `width` (at most kStrip) elements of each row, from element `first` on (a multiple of kStrip), as float32 into a strip.
+template <int W>
+void widen_coded(const RowCodes& layout, const char* const* rows, std::int64_t count, std::int64_t first,
+                 std::int64_t width, float* strip) {
+  using S = Simd<W>;
+  static_assert(kStrip == kCodeUnit);
+  const CodeReader<W> reader(layout);
+  const std::int64_t coded = layout.width - first;
+  for (std::int64_t token = 0; token < count; ++token, strip += kStrip) {
+    if (coded > 0) {
+      const auto factor = S::broadcast(reader.scale(rows[token], first));
+      reader.codes(rows[token], first, [&](int i, typename S::F code) { S::store(strip + i, code * factor); });
+    }
+    if (coded >= width) continue;
+    // The RoPE part, or where it begins within this strip.
+    const std::int64_t from = coded > 0 ? coded : 0, skipped = coded > 0 ? 0 : -coded;
+    const auto* rope = reinterpret_cast<const bf16*>(rows[token] + layout.rope_offset) + skipped;
+    convert<W>(rope, strip + from, width - from);
+  }
+}
+
+}  // namespace latentkv::LATENTKV_ISA

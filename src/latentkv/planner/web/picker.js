@@ -15,7 +15,8 @@ const picker = (() => {
    * `changed(names)` is called with what is chosen; the function returned shows another choice.
    */
   function make(name, options, changed) {
-    const [list, search, chosen] = ["list", "search", "chosen"].map((part) => document.getElementById(`${part}-${name}`));
+    const ids = ["list", "search", "chosen"].map((part) => `${part}-${name}`);
+    const [list, search, chosen] = ids.map((id) => document.getElementById(id));
     let names = [];
     const none = element("li", { className: "none", hidden: true }, "Nothing matches.");
     const rows = options.map(({ name: option, about }) => {
@@ -46,7 +47,10 @@ const picker = (() => {
     function chip(option) {
       const button = element("button", { type: "button", title: `Remove ${option}` }, tables.shortName(option), " ×");
       button.setAttribute("aria-label", `Remove ${option}`);
-      button.addEventListener("click", () => toggle(option, false));
+      button.addEventListener("click", () => {
+        toggle(option, false);
+        (chosen.querySelector("button") || search).focus();
+      });
       return element("li", {}, button);
     }
 

@@ -133,7 +133,8 @@ const planner = (() => {
         tensor: parallel.tensor,
       });
       const stated = deployment.activationBytes;
-      const one = sequenceBytes(data, groups, deployment.format, deployment.pageTokens, contextTokens, parallel.context);
+      const { format, pageTokens } = deployment;
+      const one = sequenceBytes(data, groups, format, pageTokens, contextTokens, parallel.context);
       const need = {
         weights_bytes: weights,
         activations_bytes: stated === null ? step.activations : stated,

@@ -33,7 +33,8 @@ const plot = (() => {
       );
     }
     for (const tick of plotted.yTicks) {
-      picture.append(svg("line", { class: "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: y(tick), y2: y(tick) }));
+      const ends = { x1: MARGIN.left, x2: width - MARGIN.right, y1: y(tick), y2: y(tick) };
+      picture.append(svg("line", { class: "grid", ...ends }));
       picture.append(
         svg("text", { x: MARGIN.left - 6, y: y(tick) + 4, "text-anchor": "end" }, plotted.yLabel(tick)),
       );

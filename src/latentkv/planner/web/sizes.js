@@ -47,15 +47,17 @@ const sizes = (() => {
     return fixed(value, value >= 100 ? 1 : value >= 1 ? 2 : 3);
   }
 
-  /** "12.75 GB (11.88 GiB)". */
-  function inGbAndGib(bytes) {
+  /** "12.75 GB" and "(11.88 GiB)"; below 1 KB bytes alone. */
+  function gbAndGib(bytes) {
     for (const [power, prefix] of [[3, "G"], [2, "M"], [1, "K"]]) {
       if (bytes >= 1000 ** power) {
-        return `${short(bytes / 1000 ** power)} ${prefix}B (${short(bytes / 1024 ** power)} ${prefix}iB)`;
+        return [`${short(bytes / 1000 ** power)} ${prefix}B`, `(${short(bytes / 1024 ** power)} ${prefix}iB)`];
       }
     }
-    return `${commas(bytes)} B`;
+    return [`${commas(bytes)} B`];
   }
+
+  const inGbAndGib = (bytes) => gbAndGib(bytes).join(" ");
 
   /** "32k", "1M": the label of an axis; other numbers in full. */
   function tokenLabel(tokens) {
@@ -71,5 +73,5 @@ const sizes = (() => {
     return `${bytes} B`;
   }
 
-  return { parseBytes, parseTokens, parseCount, commas, fixed, short, inGbAndGib, tokenLabel, binaryLabel };
+  return { parseBytes, parseTokens, parseCount, commas, fixed, short, gbAndGib, inGbAndGib, tokenLabel, binaryLabel };
 })();

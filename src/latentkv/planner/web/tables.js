@@ -16,8 +16,12 @@ const tables = (() => {
     return node;
   }
 
-  function number(name, text, title = "") {
-    return element("td", { "data-name": name, title }, text);
+  const number = (name, text) => element("td", { "data-name": name }, text);
+
+  /** A size in GB and GiB, which may take a line each, and on hovering in bytes. */
+  function sizeCell(name, bytes) {
+    const parts = sizes.gbAndGib(bytes).flatMap((part) => [element("span", {}, part), " "]);
+    return element("td", { "data-name": name, title: `${comma(bytes)} B`, className: "size" }, ...parts);
   }
 
   function head(columns) {
@@ -26,7 +30,8 @@ const tables = (() => {
   }
 
   function modelRow(name, columns, extra) {
-    const title = element("th", { scope: "rowgroup", colSpan: columns }, shortName(name), " ", element("small", {}, extra));
+    const about = element("small", {}, extra);
+    const title = element("th", { scope: "rowgroup", colSpan: columns }, shortName(name), " ", about);
     return element("tr", { className: "model" }, title);
   }
 
@@ -36,7 +41,6 @@ const tables = (() => {
 
   function cacheRow(line, users, isTwin) {
     const layer = line.bytes_per_token_and_layer;
-    const bytes = (name, size) => number(name, sizes.inGbAndGib(size), `${comma(size)} B`);
     return element(
       "tr",
       { className: isTwin ? "twin" : "own", "data-format": line.format },
@@ -44,13 +48,13 @@ const tables = (() => {
       number("elements_per_token", comma(line.elements_per_token)),
       number("bytes_per_token_and_layer", layer === null ? "differs" : comma(layer)),
       number("bytes_per_token", comma(line.bytes_per_token)),
-      bytes("sequence_bytes", line.sequence_bytes),
-      bytes("all_users_bytes", line.sequence_bytes * users),
+      sizeCell("sequence_bytes", line.sequence_bytes),
+      sizeCell("all_users_bytes", line.sequence_bytes * users),
       number("ratio_to_own", `${sizes.fixed(line.ratio_to_own, 2)}×`),
     );
   }
 
-  function cache(table, found, question, withTwins) {
+  function cache(table, found, refusals, question, withTwins) {
     const columns = [
       ["Format"],
       ["Elements per token", "Numbers cached for one token in all layers, scales not counted"],
@@ -69,7 +73,11 @@ const tables = (() => {
         ...(withTwins ? plan.twins.map((line) => cacheRow(line, question.users, true)) : []),
       ),
     );
-    fill(table, columns, bodies);
+    const refused = refusals.map(([name, reason]) => {
+      const cell = element("td", { colSpan: columns.length, className: "refusal" }, reason);
+      return element("tbody", {}, modelRow(name, columns.length, "not counted"), element("tr", {}, cell));
+    });
+    fill(table, columns, [...bodies, ...refused]);
   }
 
   function shareBar(bytes, memoryBytes) {
@@ -82,7 +90,7 @@ const tables = (() => {
   }
 
   function deviceRow(way, device) {
-    const bytes = (name) => number(name, sizes.inGbAndGib(way.need[name]), `${comma(way.need[name])} B`);
+    const bytes = (name) => sizeCell(name, way.need[name]);
     const step = way.need.activations_bytes + way.need.workspace_bytes + way.need.reserve_bytes;
     const total = bytes("total_bytes");
     total.append(shareBar(way.need.total_bytes, device.memoryBytes));
@@ -92,7 +100,7 @@ const tables = (() => {
       { "data-format": way.format, "data-parallel": way.parallel, "data-device": device.name },
       element("th", { scope: "row" }, way.parallel, ", ", way.format),
       bytes("weights_bytes"),
-      number("step_bytes", sizes.inGbAndGib(step), `${comma(step)} B`),
+      sizeCell("step_bytes", step),
       bytes("cache_bytes"),
       total,
       number("most_users", device.memoryBytes === null ? "–" : comma(way.most_users)),

@@ -1,5 +1,6 @@
 # setup chat test check bench docs: all a person or a CI job needs. Everything is installed into .venv.
 # PYTHON picks the interpreter, PIP_FLAGS is handed to pip install, ARGS to pytest.
+# Tests of the planner's page need chromium, chromium-driver and node, and are skipped without (test-browser runs them).
 # test-kernels and test-neon run the kernels without Python (csrc/README.md); they need nothing of .venv.
 PYTHON ?= python3
 PIP_FLAGS ?=
@@ -10,7 +11,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 BUILD_INPUTS := pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc -path csrc/tests -prune -o -type f ! -name README.md -print)
 
-.PHONY: setup chat test test-kernels test-neon check bench docs
+.PHONY: setup chat test test-browser test-kernels test-neon check bench docs
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -43,6 +44,10 @@ test: $(STAMP)
 # $(call needs,TARGET,TOOLS,PACKAGES)
 needs = @for tool in $(2); do command -v $$tool >/dev/null || \
   { echo "make $(1) needs $$tool; on Debian or Ubuntu: apt install $(3)" >&2; exit 2; }; done
+
+test-browser: $(STAMP)
+	$(call needs,$@,chromium chromedriver node,chromium chromium-driver nodejs)
+	$(BIN)/python -m pytest tests/planner/test_web_*.py tests/cli/test_plan_web.py $(ARGS)
 
 test-kernels:
 	$(call needs,$@,cmake g++,cmake g++)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from click.testing import CliRunner
 
 from latentkv.cli.main import main
+from latentkv.cli.plan_web import DEFAULT_PORT
 from latentkv.planner.catalog import find_model
 from latentkv.planner.compare import compare
 from latentkv.planner.footprint import code_bits, footprint, row_bytes
@@ -13,6 +14,7 @@ from latentkv.planner.memory import Deployment, most_users
 from latentkv.planner.parallel import Parallel
 from latentkv.planner.twins import twins
 from latentkv.planner.units import GB, GIB, in_gb_and_gib
+from latentkv.planner.web.data import EXAMPLE
 
 V2, V3 = find_model("deepseek-ai/DeepSeek-V2"), find_model("deepseek-ai/DeepSeek-V3")
 LLM_67B = find_model("deepseek-ai/deepseek-llm-67b-base")
@@ -35,7 +37,7 @@ SMALL_CACHES = (
 
 def planning() -> str:
     """The page, as Markdown."""
-    return "\n".join((_token(), _formats(), _headline(), _twins(), _devices(), _hybrids(), _rules())) + "\n"
+    return "\n".join((_token(), _formats(), _headline(), _twins(), _devices(), _hybrids(), _web(), _rules())) + "\n"
 
 
 def _token() -> str:
@@ -168,6 +170,26 @@ does not determine is refused with the reason.
 ```text
 $ latentkv plan {" ".join(name.rpartition("/")[2] for name in SMALL_CACHES)} --context 32k
 {_shown("plan", *SMALL_CACHES, "--context", "32k", part="cache of")}```
+"""
+
+
+def _web() -> str:
+    return f"""## In the browser
+`latentkv plan --web` opens the planner as a page: models, formats, devices, context, users, weights and layout are
+chosen there, and tables, plots and notes follow at once. It begins with what the command line asks for, or else with
+{" and ".join(f"`{name}`" for name in EXAMPLE["models"])}.
+
+```bash
+latentkv plan --web                                     # http://127.0.0.1:{DEFAULT_PORT}/ until Ctrl-C
+latentkv plan my/config.json --memory 80GiB --web       # with a model of your own, and these choices
+latentkv plan --web --out plan.html                     # the page as one file, which also works from disk
+```
+
+The page is one file, with all models of the catalogue and all devices of a fixed memory in it. It fetches nothing and
+sends nothing: the server answers on 127.0.0.1 alone, and the page forbids itself any connection.
+"Copy link" puts all choices into the address behind `#`, "Copy as JSON" gives the answers under `--json`'s names.
+Bytes of rows come from `cache/layout.py` when the page is made; what its script adds up is compared with the Python
+API, to the byte, for every model of the catalogue in every format. Models that are refused are listed with the reason.
 """
 
 

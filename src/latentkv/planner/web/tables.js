@@ -25,7 +25,9 @@ const tables = (() => {
   }
 
   function head(columns) {
-    const cells = columns.map(([text, title]) => element("th", { scope: "col", title: title || "" }, text));
+    const cells = columns.map(([text, title]) => {
+      return element("th", { scope: "col", title: title || "" }, element("span", {}, text));
+    });
     return element("thead", {}, element("tr", {}, ...cells));
   }
 
@@ -45,24 +47,24 @@ const tables = (() => {
       "tr",
       { className: isTwin ? "twin" : "own", "data-format": line.format },
       element("th", { scope: "row" }, isTwin ? `as ${line.attention}, ${line.format}` : line.format),
-      number("elements_per_token", comma(line.elements_per_token)),
       number("bytes_per_token_and_layer", layer === null ? "differs" : comma(layer)),
       number("bytes_per_token", comma(line.bytes_per_token)),
       sizeCell("sequence_bytes", line.sequence_bytes),
       sizeCell("all_users_bytes", line.sequence_bytes * users),
       number("ratio_to_own", `${sizes.fixed(line.ratio_to_own, 2)}×`),
+      number("elements_per_token", comma(line.elements_per_token)),
     );
   }
 
   function cache(table, found, refusals, question, withTwins) {
     const columns = [
       ["Format"],
-      ["Elements per token", "Numbers cached for one token in all layers, scales not counted"],
       ["Bytes per token and layer"],
       ["Bytes per token", "In all layers, before windows fill"],
       ["One user", "One sequence of the context, in whole pages"],
       [question.users === 1 ? "1 user" : `${comma(question.users)} users`, "All users, in one copy of the model"],
       ["Times the first", "Bytes per token over those of the model's first format"],
+      ["Elements per token", "Numbers cached for one token in all layers, scales not counted"],
     ];
     const bodies = found.map(({ model, plans: [plan] }) =>
       element(
@@ -74,7 +76,7 @@ const tables = (() => {
       ),
     );
     const refused = refusals.map(([name, reason]) => {
-      const cell = element("td", { colSpan: columns.length, className: "refusal" }, reason);
+      const cell = element("td", { colSpan: columns.length, className: "refusal" }, element("p", {}, reason));
       return element("tbody", {}, modelRow(name, columns.length, "not counted"), element("tr", {}, cell));
     });
     fill(table, columns, [...bodies, ...refused]);
@@ -99,13 +101,13 @@ const tables = (() => {
       "tr",
       { "data-format": way.format, "data-parallel": way.parallel, "data-device": device.name },
       element("th", { scope: "row" }, way.parallel, ", ", way.format),
-      bytes("weights_bytes"),
-      sizeCell("step_bytes", step),
-      bytes("cache_bytes"),
-      total,
       number("most_users", device.memoryBytes === null ? "–" : comma(way.most_users)),
       number("longest_tokens", tokens(way.longest_tokens)),
       number("most_tokens", tokens(way.most_tokens)),
+      total,
+      bytes("cache_bytes"),
+      bytes("weights_bytes"),
+      sizeCell("step_bytes", step),
     );
   }
 
@@ -118,13 +120,13 @@ const tables = (() => {
   function devices(table, found, choices, question) {
     const columns = [
       ["Layout, format"],
-      ["Weights"],
-      ["Step", "Activations, workspace and what is kept free"],
-      ["Cache", `Of ${comma(question.users)} users, on the fullest device`],
-      ["Total", "On the fullest device"],
       [`Most users of ${comma(question.contextTokens)} tokens`, "That all devices hold together"],
       [question.users === 1 ? "Longest context of 1 user" : `Longest context of ${comma(question.users)} users`],
       ["Tokens in all", "In one sequence per data rank"],
+      ["Total", "On the fullest device"],
+      ["of which cache", `Of ${comma(question.users)} users`],
+      ["Weights"],
+      ["Step", "Activations, workspace and what is kept free"],
     ];
     const bodies = found.flatMap(({ model, plans }) =>
       plans

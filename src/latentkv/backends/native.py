@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from latentkv.backends.base import Attended, Plan, Request, Support
-from latentkv.backends.cost import cheaper_form
+from latentkv.backends.cost import Prices, cheaper_form
 from latentkv.backends.isa import find_isa, native_missing
 from latentkv.backends.native_head import attend_expanded
 from latentkv.backends.native_plan import Work, divide
@@ -28,8 +28,11 @@ from latentkv.ops.absorb import UpProjection
 if TYPE_CHECKING:
     from latentkv._native import Isa
 
-# What an operation of the up-projections takes compared with one of attention proper: benchmarks/bench_forms.py.
-PROJECTION_COST = 2.2
+# From benchmarks/bench_forms.py: on vectors of any width, and where the latent form runs on matrix tiles.
+VECTOR_PRICES = Prices(projection=1.3, latent=0.85)
+TILE_PRICES = Prices(projection=2.4, latent=0.5)
+TILE_ISA = "amx"
+TILE_COLUMNS = 32
 QUERY_DTYPES = ("float32", "bfloat16")
 FORMATS = ("f32", "bf16", "f16")
 # Rows of codes, of MLA only: how csrc/params.h calls what codes are.
@@ -71,7 +74,9 @@ class NativeBackend:
 
     def plan(self, request: Request, batch: Batch) -> NativePlan:
         """Forms by cost, and the work divided over torch's threads; a deterministic request's, not by their number."""
-        forms = tuple(_form(request, *lengths) for lengths in batch.lengths)
+        isa = find_isa(self.isa)
+        prices = _prices(request, isa)
+        forms = tuple(_form(request, *lengths, prices) for lengths in batch.lengths)
         work = divide(
             batch.lengths,
             chosen=(index for index, form in enumerate(forms) if form != "head"),
@@ -80,7 +85,6 @@ class NativeBackend:
             threads=torch.get_num_threads(),
             deterministic=request.deterministic,
         )
-        isa = find_isa(self.isa)
         path = f"{self.name}:{isa.name}:{'+'.join(sorted(set(forms)))}"
         return NativePlan(self.name, request, batch.lengths, forms, work, isa, path)
 
@@ -208,11 +212,16 @@ def _codes(row: RowLayout) -> tuple[str, int, int, int, int, int]:
     return (CODE_FORMATS[latent.dtype], latent.elements, scales.group, DTYPE_BYTES[scales.dtype], *places)
 
 
-def _form(request: Request, query_len: int, context_len: int) -> str:
+def _prices(request: Request, isa: Isa) -> Prices:
+    whole = request.kv_lora_rank % TILE_COLUMNS == 0 and request.qk_rope_head_dim % TILE_COLUMNS == 0
+    return TILE_PRICES if isa.name == TILE_ISA and request.format == "bf16" and whole else VECTOR_PRICES
+
+
+def _form(request: Request, query_len: int, context_len: int, prices: Prices) -> str:
     if request.kind == "kv":
         return "kv"
     if request.kind == "absorbed":
         return "latent"
     if request.form != "auto":
         return request.form
-    return cheaper_form(request, query_len=query_len, context_len=context_len, projection=PROJECTION_COST)
+    return cheaper_form(request, query_len=query_len, context_len=context_len, prices=prices)

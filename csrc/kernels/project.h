@@ -149,12 +149,12 @@ class ProjectWorker {
   Partial sums_;
 };
 
-// `use` with the worker for these weights as its template argument. Whatever the number of tokens: a token's result does not
-// depend on its company.
+// `use` with the worker for these weights and tokens as its template argument.
 template <int W, typename Use>
 auto with_project_worker(const ProjectParams& p, Use use) {
   if constexpr (kHasTiles) {
-    if (p.w_dtype == DType::bf16 && p.x.width % kTileDepth == 0 && p.out_width % kTileDepth == 0) {
+    const bool whole = p.x.width % kTileDepth == 0 && p.out_width % kTileDepth == 0;
+    if (p.w_dtype == DType::bf16 && whole && p.tokens >= TileChunk::kLeastRows) {
       return use.template operator()<ProjectWorker<W, TileEngine>>();
     }
   }

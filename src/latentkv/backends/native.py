@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 # From benchmarks/bench_forms.py: on vectors of any width, and where the latent form runs on matrix tiles.
 VECTOR_PRICES = Prices(projection=1.3, latent=0.85)
-TILE_PRICES = Prices(projection=2.4, latent=0.5)
+TILE_PRICES = Prices(projection=1.3, latent=0.4)
 TILE_ISA = "amx"
 TILE_COLUMNS = 32
 QUERY_DTYPES = ("float32", "bfloat16")
@@ -166,12 +166,11 @@ class _Call:
             nope = value_width if up is None else request.qk_nope_head_dim
             a, b = (query[..., :nope], query[..., nope:]) if nope else (None, query)
             if up is not None and a is not None:
-                a = project_columns(self.isa, a, up.w_uk)
+                a = project_columns(self.isa, self._filled(a), up.w_uk)[: query.shape[0]]
             key, value = (request.kv_lora_rank + request.qk_rope_head_dim, 0), (-1, 0)
         dtype = query.dtype if up is None else torch.float32
         tokens = query.shape[0]
-        # How the expansion orders a token's sums depends on who shares its vector: all of them are full then.
-        rows = -(-tokens // WIDEST_VECTOR) * WIDEST_VECTOR if request.deterministic and up is not None else tokens
+        rows = tokens if up is None else self._rows(tokens)
         # The kernel writes every row of a token, rows that see nothing too.
         out = torch.empty(rows, request.num_heads, value_width, dtype=dtype)
         lse = torch.empty(tokens, request.num_heads, dtype=torch.float32)
@@ -200,6 +199,18 @@ class _Call:
             project_rows(self.isa, out, up.w_uv, into=expanded)
             out = expanded[:tokens] if rows > tokens else expanded
         return out, lse
+
+    def _rows(self, tokens: int) -> int:
+        """Tokens that a projection computes: whole vectors of them with `deterministic`.
+
+        How it orders a token's sums depends on how many there are.
+        """
+        whole = -(-tokens // WIDEST_VECTOR) * WIDEST_VECTOR
+        return whole if self.request.deterministic else tokens
+
+    def _filled(self, x: Tensor) -> Tensor:
+        missing = self._rows(x.shape[0]) - x.shape[0]
+        return torch.nn.functional.pad(x, (0, 0, 0, 0, 0, missing)) if missing else x
 
 
 def _codes(row: RowLayout) -> tuple[str, int, int, int, int, int]:

@@ -5,25 +5,9 @@
 // with rows in the lanes, out = out * shrink + weights · values. Items that share their rows meet in slots and are merged.
 #pragma once
 
-#include "kernels/attention_chunk.h"
-#include "kernels/attention_tile_chunk.h"
+#include "kernels/attention_engines.h"
 
 namespace latentkv::LATENTKV_ISA {
-
-// What computes a chunk: vectors, for all sizes and rows, or matrix tiles.
-template <int W>
-struct VectorEngine {
-  using Query = PackedQuery<W>;
-  using Chunk = latentkv::LATENTKV_ISA::Chunk<W>;
-  static constexpr float kSlack = 0.0f;
-};
-
-struct TileEngine {
-  using Query = TileQuery;
-  using Chunk = TileChunk;
-  // Scores may exceed `top` by this: the sums, which lie in memory, then seldom need shrinking.
-  static constexpr float kSlack = 8.0f;
-};
 
 // One thread's scratch and what it does with an item.
 template <int W, typename T, typename Engine>

@@ -1,26 +1,28 @@
 // Per-head products of tokens with the two halves of W_UKV, on attention's tiles. Reference: src/latentkv/ops/absorb.py.
 #pragma once
 
-#include "kernels/attention_chunk.h"
+#include "kernels/attention_engines.h"
 
 namespace latentkv::LATENTKV_ISA {
 
-template <int W>
+template <int W, typename Engine>
 class ProjectWorker {
   using S = Simd<W>;
+  using Query = typename Engine::Query;
+  using Chunk = typename Engine::Chunk;
 
  public:
   ProjectWorker(const ProjectParams& p, float* memory)
       : p_(p),
         as_query_(query_params(p)),
         query_(as_query_, memory),
-        chunk_(memory + PackedQuery<W>::floats(as_query_)),
-        sums_(memory + PackedQuery<W>::floats(as_query_) + Chunk<W>::kFloats, strips(p)),
-        line_(sums_.total + kRows) {}
+        chunk_(as_query_, memory + Query::floats(as_query_)),
+        sums_(memory + Query::floats(as_query_) + Chunk::floats(as_query_), strips(p)) {}
 
   static std::int64_t floats(const ProjectParams& p) {
-    const std::int64_t chunk = PackedQuery<W>::floats(query_params(p)) + Chunk<W>::kFloats;
-    return round_up(chunk + Partial::floats(strips(p)) + round_up(p.x.width, W), 16);
+    const AttentionParams query = query_params(p);
+    const std::int64_t chunk = Query::floats(query) + Chunk::floats(query);
+    return round_up(chunk + Partial::floats(strips(p)), 16);
   }
 
   // Tokens first ... first + count - 1, heads first_head ... last_head. x without a stride between heads is packed once.
@@ -48,13 +50,14 @@ class ProjectWorker {
     query.key_width = p.x.width;
     query.scale_log2 = 1.0f;
     query.row_dtype = p.w_dtype;
+    query.row_stride = p.w_row_stride;
     return query;
   }
 
-  // Addresses of at most kChunk rows of w from `begin` on.
+  // Addresses of at most a chunk's rows of w from `begin` on.
   std::int64_t weight_rows(std::int64_t head, std::int64_t begin, std::int64_t end, const char** rows) const {
     const std::int64_t bytes = p_.w_dtype == DType::f32 ? 4 : 2;
-    const std::int64_t count = end - begin < kChunk ? end - begin : kChunk;
+    const std::int64_t count = end - begin < Chunk::kTokens ? end - begin : Chunk::kTokens;
     for (std::int64_t i = 0; i < count; ++i) {
       rows[i] = static_cast<const char*>(p_.w) + (head * p_.w_head_stride + (begin + i) * p_.w_row_stride) * bytes;
     }
@@ -63,8 +66,8 @@ class ProjectWorker {
 
   template <typename T>
   void rows_typed(std::int64_t first, std::int64_t tokens, std::int64_t head) {
-    const char* rows[kChunk];
-    for (std::int64_t j = 0; j < p_.out_width; j += kChunk) {
+    const char* rows[Chunk::kTokens];
+    for (std::int64_t j = 0; j < p_.out_width; j += Chunk::kTokens) {
       Ahead none;
       const std::int64_t count = weight_rows(head, j, p_.out_width, rows);
       chunk_.template dot<T>(query_, rows, count, 0, p_.x.width, none);
@@ -75,6 +78,26 @@ class ProjectWorker {
         }
       }
     }
+  }
+
+  // A square of x to scores [inputs][tokens]: of `tokens` tokens and `count` inputs, or W where there are more.
+  void turn_in(std::int64_t token, std::int64_t tokens, std::int64_t head, std::int64_t k, std::int64_t count,
+               float* scores) const {
+    typename S::F square[W];
+    for (int i = 0; i < W; ++i) square[i] = i < tokens ? load(token + i, head, k, count) : S::zero();
+    transpose<W>(square);
+    for (int i = 0; i < W && i < count; ++i) S::store(scores + i * kRows, square[i]);
+  }
+
+  typename S::F load(std::int64_t token, std::int64_t head, std::int64_t k, std::int64_t count) const {
+    const std::int64_t at = token * p_.x.token_stride + head * p_.x.head_stride + k;
+    return p_.x.dtype == DType::f32 ? load_typed(static_cast<const float*>(p_.x.data) + at, count)
+                                    : load_typed(static_cast<const bf16*>(p_.x.data) + at, count);
+  }
+
+  template <typename T>
+  static typename S::F load_typed(const T* from, std::int64_t count) {
+    return count < W ? S::load_part(from, count) : S::load(from);
   }
 
   // A square of scores [outputs][tokens] to out.
@@ -99,15 +122,16 @@ class ProjectWorker {
 
   template <typename T>
   void columns_typed(std::int64_t first, std::int64_t tokens, std::int64_t head) {
-    const char* rows[kChunk];
+    const char* rows[Chunk::kTokens];
     sums_.clear(tokens);
     for (std::int64_t row = 0; row < kRows; ++row) chunk_.shrink()[row] = 1.0f;
-    for (std::int64_t k = 0; k < p_.x.width; k += kChunk) {
+    for (std::int64_t k = 0; k < p_.x.width; k += Chunk::kTokens) {
       Ahead none;
       const std::int64_t count = weight_rows(head, k, p_.x.width, rows);
-      for (std::int64_t row = 0; row < tokens; ++row) {
-        scale_part<W>(p_.x, first + row, head, 1.0f, line_);
-        for (std::int64_t i = 0; i < count; ++i) chunk_.scores()[i * kRows + row] = line_[k + i];
+      for (std::int64_t row = 0; row < tokens; row += W) {
+        for (std::int64_t i = 0; i < count; i += W) {
+          turn_in(first + row, tokens - row, head, k + i, count - i, chunk_.scores() + i * kRows + row);
+        }
       }
       chunk_.template sum<T>(sums_, tokens, rows, count, 0, p_.out_width, none);
     }
@@ -120,25 +144,36 @@ class ProjectWorker {
 
   const ProjectParams& p_;
   const AttentionParams as_query_;
-  PackedQuery<W> query_;
-  Chunk<W> chunk_;
+  Query query_;
+  Chunk chunk_;
   Partial sums_;
-  float* line_;
 };
+
+// `use` with the worker for these weights and tokens as its template argument.
+template <int W, typename Use>
+auto with_project_worker(const ProjectParams& p, Use use) {
+  if constexpr (kHasTiles) {
+    const bool whole = p.x.width % kTileDepth == 0 && p.out_width % kTileDepth == 0;
+    if (p.w_dtype == DType::bf16 && whole && p.tokens >= TileChunk::kLeastRows) {
+      return use.template operator()<ProjectWorker<W, TileEngine>>();
+    }
+  }
+  return use.template operator()<ProjectWorker<W, VectorEngine<W>>>();
+}
 
 template <int W>
 std::int64_t project_scratch(const ProjectParams& p) {
-  return ProjectWorker<W>::floats(p);
+  return with_project_worker<W>(p, [&]<typename Worker>() { return Worker::floats(p); });
 }
 
 // Tiles of tokens, and heads where each has its own x.
-template <int W>
-void project_rows(const ProjectParams& p) {
+template <typename Worker>
+void project_rows_with(const ProjectParams& p) {
   const std::int64_t tiles = (p.tokens + kRows - 1) / kRows;
   const std::int64_t parts = p.x.head_stride == 0 ? 1 : p.heads;
 #pragma omp parallel num_threads(p.threads)
   {
-    ProjectWorker<W> worker(p, p.scratch + omp_get_thread_num() * ProjectWorker<W>::floats(p));
+    Worker worker(p, p.scratch + omp_get_thread_num() * Worker::floats(p));
 #pragma omp for schedule(dynamic, 1)
     for (std::int64_t i = 0; i < tiles * parts; ++i) {
       const std::int64_t first = i / parts * kRows, head = i % parts;
@@ -148,18 +183,28 @@ void project_rows(const ProjectParams& p) {
   }
 }
 
-template <int W>
-void project_columns(const ProjectParams& p) {
+template <typename Worker>
+void project_columns_with(const ProjectParams& p) {
   const std::int64_t tiles = (p.tokens + kRows - 1) / kRows;
 #pragma omp parallel num_threads(p.threads)
   {
-    ProjectWorker<W> worker(p, p.scratch + omp_get_thread_num() * ProjectWorker<W>::floats(p));
+    Worker worker(p, p.scratch + omp_get_thread_num() * Worker::floats(p));
 #pragma omp for schedule(dynamic, 1)
     for (std::int64_t i = 0; i < tiles * p.heads; ++i) {
       const std::int64_t first = i / p.heads * kRows;
       worker.columns(first, p.tokens - first < kRows ? p.tokens - first : kRows, i % p.heads);
     }
   }
+}
+
+template <int W>
+void project_rows(const ProjectParams& p) {
+  with_project_worker<W>(p, [&]<typename Worker>() { project_rows_with<Worker>(p); });
+}
+
+template <int W>
+void project_columns(const ProjectParams& p) {
+  with_project_worker<W>(p, [&]<typename Worker>() { project_columns_with<Worker>(p); });
 }
 
 }  // namespace latentkv::LATENTKV_ISA

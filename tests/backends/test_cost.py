@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from latentkv.backends.base import Request
-from latentkv.backends.cost import cheaper_form, head_cost, latent_cost
+from latentkv.backends.cost import Prices, cheaper_form, head_cost, latent_cost
 
 TINY = Request(
     kind="mla",
@@ -55,6 +55,14 @@ def test_dear_projections_favour_the_form_that_has_fewer_of_them():
     """At 320 of 4096 tokens, expanding the context costs most: counted double it turns the choice."""
     sizes = {"query_len": 320, "context_len": 4096}
     assert cheaper_form(DEEPSEEK_V3, **sizes) == "head"
-    assert cheaper_form(DEEPSEEK_V3, **sizes, projection=2.2) == "latent"
-    plain, dear = (head_cost(DEEPSEEK_V3, **sizes, projection=factor) for factor in (1.0, 2.0))
+    assert cheaper_form(DEEPSEEK_V3, **sizes, prices=Prices(projection=2.2)) == "latent"
+    plain, dear = (head_cost(DEEPSEEK_V3, **sizes, prices=Prices(projection=factor)) for factor in (1.0, 2.0))
     assert dear - plain == 2 * 128 * 4096 * (128 + 128) * 512
+
+
+def test_cheap_operations_over_latents_favour_the_latent_form():
+    sizes = {"query_len": 512, "context_len": 8192}
+    assert cheaper_form(DEEPSEEK_V3, **sizes) == "head"
+    assert cheaper_form(DEEPSEEK_V3, **sizes, prices=Prices(projection=1.3, latent=0.4)) == "latent"
+    plain, cheap = (latent_cost(DEEPSEEK_V3, **sizes, prices=Prices(latent=factor)) for factor in (1.0, 0.5))
+    assert plain - cheap == 128 * (512 * 8192 - 512 * 511 // 2) * (512 + 512 + 64)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from latentkv.backends.base import Attended, Plan, Request, Support
-from latentkv.backends.cost import cheaper_form
+from latentkv.backends.cost import Prices, cheaper_form
 from latentkv.backends.isa import find_isa, native_missing
 from latentkv.backends.native_head import attend_expanded
 from latentkv.backends.native_plan import Work, divide
@@ -28,8 +28,11 @@ from latentkv.ops.absorb import UpProjection
 if TYPE_CHECKING:
     from latentkv._native import Isa
 
-# What an operation of the up-projections takes compared with one of attention proper: benchmarks/bench_forms.py.
-PROJECTION_COST = 2.2
+# From benchmarks/bench_forms.py: on vectors of any width, and where the latent form runs on matrix tiles.
+VECTOR_PRICES = Prices(projection=1.3, latent=0.85)
+TILE_PRICES = Prices(projection=1.3, latent=0.4)
+TILE_ISA = "amx"
+TILE_COLUMNS = 32
 QUERY_DTYPES = ("float32", "bfloat16")
 FORMATS = ("f32", "bf16", "f16")
 # Rows of codes, of MLA only: how csrc/params.h calls what codes are.
@@ -71,7 +74,9 @@ class NativeBackend:
 
     def plan(self, request: Request, batch: Batch) -> NativePlan:
         """Forms by cost, and the work divided over torch's threads; a deterministic request's, not by their number."""
-        forms = tuple(_form(request, *lengths) for lengths in batch.lengths)
+        isa = find_isa(self.isa)
+        prices = _prices(request, isa)
+        forms = tuple(_form(request, *lengths, prices) for lengths in batch.lengths)
         work = divide(
             batch.lengths,
             chosen=(index for index, form in enumerate(forms) if form != "head"),
@@ -80,7 +85,6 @@ class NativeBackend:
             threads=torch.get_num_threads(),
             deterministic=request.deterministic,
         )
-        isa = find_isa(self.isa)
         path = f"{self.name}:{isa.name}:{'+'.join(sorted(set(forms)))}"
         return NativePlan(self.name, request, batch.lengths, forms, work, isa, path)
 
@@ -162,17 +166,19 @@ class _Call:
             nope = value_width if up is None else request.qk_nope_head_dim
             a, b = (query[..., :nope], query[..., nope:]) if nope else (None, query)
             if up is not None and a is not None:
-                a = project_columns(self.isa, a, up.w_uk)
+                a = project_columns(self.isa, self._filled(a), up.w_uk)[: query.shape[0]]
             key, value = (request.kv_lora_rank + request.qk_rope_head_dim, 0), (-1, 0)
         dtype = query.dtype if up is None else torch.float32
         tokens = query.shape[0]
-        # How the expansion orders a token's sums depends on who shares its vector: all of them are full then.
-        rows = -(-tokens // WIDEST_VECTOR) * WIDEST_VECTOR if request.deterministic and up is not None else tokens
-        out = torch.zeros(rows, request.num_heads, value_width, dtype=dtype)
-        lse = torch.full(query.shape[:2], -torch.inf, dtype=torch.float32)
+        rows = tokens if up is None else self._rows(tokens)
+        # The kernel writes every row of a token, rows that see nothing too.
+        out = torch.empty(rows, request.num_heads, value_width, dtype=dtype)
+        lse = torch.empty(tokens, request.num_heads, dtype=torch.float32)
+        if rows > tokens:
+            out[tokens:] = 0
         work = self.plan.work
         self.isa.attention(
-            out[:tokens],
+            out[:tokens] if rows > tokens else out,
             lse,
             a,
             b,
@@ -186,19 +192,29 @@ class _Call:
             self.scale,
             self.causal,
             work.threads,
-            codes=_codes(self.cache.layout),
+            codes=None if request.format in FORMATS else _codes(self.cache.layout),
         )
         if up is not None:
-            expanded = query.new_empty(rows, request.num_heads, request.v_head_dim)
+            expanded = torch.empty(rows, request.num_heads, request.v_head_dim, dtype=query.dtype)
             project_rows(self.isa, out, up.w_uv, into=expanded)
-            out = expanded[:tokens]
+            out = expanded[:tokens] if rows > tokens else expanded
         return out, lse
 
+    def _rows(self, tokens: int) -> int:
+        """Tokens that a projection computes: whole vectors of them with `deterministic`.
 
-def _codes(row: RowLayout) -> tuple[str, int, int, int, int, int] | None:
-    """Where codes, scales and RoPE part lie in a row of codes, as the kernel takes them; None for other rows."""
-    if not row.coded:
-        return None
+        How it orders a token's sums depends on how many there are.
+        """
+        whole = -(-tokens // WIDEST_VECTOR) * WIDEST_VECTOR
+        return whole if self.request.deterministic else tokens
+
+    def _filled(self, x: Tensor) -> Tensor:
+        missing = self._rows(x.shape[0]) - x.shape[0]
+        return torch.nn.functional.pad(x, (0, 0, 0, 0, 0, missing)) if missing else x
+
+
+def _codes(row: RowLayout) -> tuple[str, int, int, int, int, int]:
+    """Where codes, scales and RoPE part lie in a row of codes, as the kernel takes them."""
     latent, rope = row.part("latent"), row.part("rope")
     if latent.scales is None:
         raise UnsupportedError("cache row: expected a latent of codes, got one stored as it is")
@@ -207,11 +223,16 @@ def _codes(row: RowLayout) -> tuple[str, int, int, int, int, int] | None:
     return (CODE_FORMATS[latent.dtype], latent.elements, scales.group, DTYPE_BYTES[scales.dtype], *places)
 
 
-def _form(request: Request, query_len: int, context_len: int) -> str:
+def _prices(request: Request, isa: Isa) -> Prices:
+    whole = request.kv_lora_rank % TILE_COLUMNS == 0 and request.qk_rope_head_dim % TILE_COLUMNS == 0
+    return TILE_PRICES if isa.name == TILE_ISA and request.format == "bf16" and whole else VECTOR_PRICES
+
+
+def _form(request: Request, query_len: int, context_len: int, prices: Prices) -> str:
     if request.kind == "kv":
         return "kv"
     if request.kind == "absorbed":
         return "latent"
     if request.form != "auto":
         return request.form
-    return cheaper_form(request, query_len=query_len, context_len=context_len, projection=PROJECTION_COST)
+    return cheaper_form(request, query_len=query_len, context_len=context_len, prices=prices)

@@ -1,0 +1,24 @@
+// What computes a chunk of context or of a weight's rows, on vectors or on matrix tiles.
+#pragma once
+
+#include "kernels/attention_chunk.h"
+#include "kernels/attention_tile_chunk.h"
+
+namespace latentkv::LATENTKV_ISA {
+
+// For all sizes and rows.
+template <int W>
+struct VectorEngine {
+  using Query = PackedQuery<W>;
+  using Chunk = latentkv::LATENTKV_ISA::Chunk<W>;
+  static constexpr float kSlack = 0.0f;
+};
+
+struct TileEngine {
+  using Query = TileQuery;
+  using Chunk = TileChunk;
+  // Scores may exceed `top` by this: the sums, which lie in memory, then seldom need shrinking.
+  static constexpr float kSlack = 8.0f;
+};
+
+}  // namespace latentkv::LATENTKV_ISA

@@ -10,7 +10,7 @@ from support.command_line import Run, assert_one_sentence
 def test_the_list_has_every_claim_and_verdict(run: Run) -> None:
     result = run("claims")
     assert result.exit_code == 0
-    for expected in ("A1 ", "93.34 %", "5.763x", "F5 ", "NOSRC", "A. The headline figures"):
+    for expected in ("A1 ", "93.34 %", "5.763x", "15.01x", "F5 ", "NOSRC", "A. The headline figures"):
         assert expected in result.stdout
 
 

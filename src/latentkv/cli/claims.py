@@ -78,13 +78,8 @@ def _all(done: list[Recomputed]) -> str:
 
 
 def _row(done: Recomputed) -> tuple[str, ...]:
-    claim = done.claim
-    return (
-        claim.id,
-        claim.verdict,
-        told(done.results[0].value, done.results[0].unit) if done.results else "",
-        claim.claim,
-    )
+    claim, headline = done.claim, done.headline
+    return (claim.id, claim.verdict, told(headline.value, headline.unit) if headline else "", claim.claim)
 
 
 def told(value: float, unit: str) -> str:

@@ -87,6 +87,12 @@ class Recomputed:
     results: tuple[Result, ...]
     met: bool | None
 
+    @property
+    def headline(self) -> Result | None:
+        """The result that the claim is about: the first that it quotes, else the first; None without arithmetic."""
+        quoted = (result for result in self.results if result.name in self.claim.quoted)
+        return next(quoted, self.results[0] if self.results else None)
+
     def result(self, name: str) -> float:
         """The value of the result called `name`; KeyError if there is none."""
         return {result.name: result.value for result in self.results}[name]

@@ -59,6 +59,17 @@ struct AngleTable {
   std::int64_t pairs, cos_stride, sin_stride;
 };
 
+enum class CodeFormat : std::uint8_t { none, fp8, int8, int6, int4 };
+
+// Rows of bytes: `width` codes first, then scales, one for each `group` of codes (float32, or bf16 if short), then the RoPE
+// part in bf16. Offsets and sizes in bytes. src/latentkv/cache/layout.py has the order of the bits.
+struct RowCodes {
+  CodeFormat format;
+  std::int64_t width, group;
+  bool short_scales;
+  std::int64_t scale_offset, rope_offset, row_bytes;
+};
+
 // Cache row slots[t] = kv row t: the first `latent_width` elements normed, the others, in `groups` blocks, normed and
 // rotated block by block. Everything in between is float32.
 struct WriteLatentParams {
@@ -69,6 +80,8 @@ struct WriteLatentParams {
   bool interleaved;
   const std::int64_t* slots;  // as in WriteRowsParams
   Matrix cache;
+  RowCodes codes;  // of a cache of u8
+  bool rotated;    // the latent, by Walsh-Hadamard blocks, before it becomes codes
 };
 
 // In every head of query [T, H, nope + 2 * pairs / groups], elements from `nope` on normed and rotated in place. Head h
@@ -103,17 +116,6 @@ struct AttentionMerge {
 
 struct AttentionSequence {
   std::int64_t query_start, query_len, context_len;
-};
-
-enum class CodeFormat : std::uint8_t { none, fp8, int8, int6, int4 };
-
-// Rows of bytes: `width` codes first, then scales, one for each `group` of codes (float32, or bf16 if short), then the RoPE
-// part in bf16. Offsets and sizes in bytes. src/latentkv/cache/layout.py has the order of the bits.
-struct RowCodes {
-  CodeFormat format;
-  std::int64_t width, group;
-  bool short_scales;
-  std::int64_t scale_offset, rope_offset, row_bytes;
 };
 
 // Attention of new tokens over rows in pages. Head h belongs to KV group h * groups / heads. Group g's key is the stretch

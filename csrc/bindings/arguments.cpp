@@ -14,10 +14,34 @@ Matrix angle_part(nb::handle object, const char* name, std::int64_t tokens, std:
   return part;
 }
 
+CodeFormat code_format(const std::string& name) {
+  if (name == "fp8") return CodeFormat::fp8;
+  if (name == "int8") return CodeFormat::int8;
+  if (name == "int6") return CodeFormat::int6;
+  if (name == "int4") return CodeFormat::int4;
+  refuse("codes", "fp8, int8, int6 or int4", name);
+}
+
 }  // namespace
 
-Matrix cache_rows(nb::handle object) {
-  const Matrix rows = matrix_of(object, "rows", kStored);
+RowCodes codes_of(nb::tuple codes, std::int64_t rope_width, std::int64_t row_bytes) {
+  const auto number = [&](std::size_t i) { return nb::cast<std::int64_t>(codes[i]); };
+  const RowCodes found{code_format(nb::cast<nb::str>(codes[0]).c_str()), number(1), number(2), number(3) == 2, number(4),
+                       number(5), row_bytes};
+  const std::int64_t scales = found.group > 0 ? (found.width + found.group - 1) / found.group : 0;
+  const std::int64_t units = (found.width + 63) / 64;
+  const std::int64_t code_bytes = found.format == CodeFormat::int6   ? units * 48
+                                  : found.format == CodeFormat::int4 ? units * 32
+                                                                     : found.width;
+  const bool fits = found.width >= 0 && found.group > 0 && found.group % 64 == 0 && code_bytes <= found.scale_offset &&
+                    found.scale_offset + scales * number(3) <= found.rope_offset &&
+                    found.rope_offset + rope_width * 2 <= row_bytes;
+  if (!fits) refuse("codes", "parts within a row of " + std::to_string(row_bytes) + " bytes", "others");
+  return found;
+}
+
+Matrix cache_rows(nb::handle object, std::initializer_list<DType> dtypes) {
+  const Matrix rows = matrix_of(object, "rows", dtypes);
   if (rows.stride < rows.cols) refuse("rows", "rows that do not overlap", "a stride of " + std::to_string(rows.stride));
   return rows;
 }

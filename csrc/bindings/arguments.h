@@ -6,7 +6,10 @@
 namespace latentkv {
 
 // Pages [pages, page_tokens, row_elements] as one matrix of rows that do not overlap.
-Matrix cache_rows(nanobind::handle object);
+Matrix cache_rows(nanobind::handle object, std::initializer_list<DType> dtypes = kStored);
+
+// (format, codes, group, bytes of a scale, offset of the scales, offset of the RoPE part) of rows of so many bytes.
+RowCodes codes_of(nanobind::tuple codes, std::int64_t rope_width, std::int64_t row_bytes);
 
 // [tokens] int64 inside the cache. Throws nanobind::index_error, before anything is written, for one outside.
 const std::int64_t* slots_of(nanobind::handle object, std::int64_t tokens, const Matrix& cache);

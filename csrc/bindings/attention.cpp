@@ -1,3 +1,4 @@
+#include "bindings/arguments.h"
 #include "bindings/memory.h"
 #include "bindings/ops.h"
 
@@ -24,31 +25,6 @@ const Record* records_of(nb::handle object, const char* name, std::int64_t& coun
   if (matrix.rows > 1 && matrix.stride != matrix.cols) refuse(name, "adjacent records", "strided ones");
   count = matrix.cols == 0 ? 0 : matrix.rows;
   return static_cast<const Record*>(matrix.data);
-}
-
-CodeFormat code_format(const std::string& name) {
-  if (name == "fp8") return CodeFormat::fp8;
-  if (name == "int8") return CodeFormat::int8;
-  if (name == "int6") return CodeFormat::int6;
-  if (name == "int4") return CodeFormat::int4;
-  refuse("codes", "fp8, int8, int6 or int4", name);
-}
-
-// (format, width, group, bytes of a scale, offset of the scales, offset of the RoPE part), for rows of so many bytes.
-RowCodes codes_of(nb::tuple codes, std::int64_t rope_width, std::int64_t row_bytes) {
-  const auto number = [&](std::size_t i) { return nb::cast<std::int64_t>(codes[i]); };
-  const RowCodes found{code_format(nb::cast<nb::str>(codes[0]).c_str()), number(1), number(2), number(3) == 2, number(4),
-                       number(5), row_bytes};
-  const std::int64_t scales = found.group > 0 ? (found.width + found.group - 1) / found.group : 0;
-  const std::int64_t units = (found.width + 63) / 64;
-  const std::int64_t code_bytes = found.format == CodeFormat::int6   ? units * 48
-                                  : found.format == CodeFormat::int4 ? units * 32
-                                                                     : found.width;
-  const bool fits = found.width >= 0 && found.group > 0 && found.group % 64 == 0 && code_bytes <= found.scale_offset &&
-                    found.scale_offset + scales * number(3) <= found.rope_offset &&
-                    found.rope_offset + rope_width * 2 <= row_bytes;
-  if (!fits) refuse("codes", "parts within a row of " + std::to_string(row_bytes) + " bytes", "others");
-  return found;
 }
 
 // Only slots of the table that the contexts use are looked at.

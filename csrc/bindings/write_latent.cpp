@@ -5,14 +5,24 @@ namespace latentkv {
 namespace nb = nanobind;
 namespace {
 
+constexpr std::int64_t kMostCoded = 8192;  // of kernels/write_coded.h
+
 void write_latent(const Isa& isa, nb::handle rows, nb::handle slots, nb::handle kv, std::int64_t latent_width,
                   nb::handle latent_norm, float latent_eps, nb::handle rope_norm, float rope_eps, nb::tuple angles,
-                  std::int64_t groups, bool interleaved) {
+                  std::int64_t groups, bool interleaved, nb::object codes, bool rotated) {
   WriteLatentParams p{};
-  p.cache = cache_rows(rows);
+  p.cache = cache_rows(rows, codes.is_none() ? kStored : kCodes);
   p.kv = matrix_of(kv, "kv", kFloats);
-  expect_size("elements of kv", p.cache.cols, p.kv.cols);
   const std::int64_t rope_width = p.kv.cols - latent_width;
+  if (codes.is_none()) {
+    expect_size("elements of kv", p.cache.cols, p.kv.cols);
+    if (rotated) throw Declined("a rotated latent that is not stored as codes");
+  } else {
+    p.codes = codes_of(nb::cast<nb::tuple>(codes), rope_width, p.cache.cols);
+    expect_size("codes of a row", latent_width, p.codes.width);
+    if (latent_width > kMostCoded) throw Declined("a latent of more than " + std::to_string(kMostCoded) + " codes");
+    p.rotated = rotated;
+  }
   if (latent_width < 0 || rope_width < 0) {
     refuse("latent_width", "0 to " + std::to_string(p.kv.cols), std::to_string(latent_width));
   }
@@ -37,6 +47,7 @@ void bind_write_latent(nb::class_<Isa>& isa) {
   isa.def("write_latent", &write_latent, nb::arg("rows"), nb::arg("slots"), nb::arg("kv"), nb::kw_only(),
           nb::arg("latent_width"), nb::arg("latent_norm").none(), nb::arg("latent_eps"), nb::arg("rope_norm").none(),
           nb::arg("rope_eps"), nb::arg("angles"), nb::arg("groups"), nb::arg("interleaved"),
+          nb::arg("codes").none() = nb::none(), nb::arg("rotated") = false,
           "Row slots[t] of the pages `rows` = kv's row t, its latent normed, its RoPE blocks normed and rotated.");
 }
 

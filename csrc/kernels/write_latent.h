@@ -2,17 +2,9 @@
 // src/latentkv/ops/write_latent.py.
 #pragma once
 
-#include "kernels/rope.h"
+#include "kernels/write_coded.h"
 
 namespace latentkv::LATENTKV_ISA {
-
-template <int W, typename T, typename To>
-void write_normed(const NormedRow<W, T>& x, To* out, std::int64_t n) {
-  using S = Simd<W>;
-  std::int64_t i = 0;
-  for (; i + W <= n; i += W) S::store(out + i, x.load(i));
-  if (i < n) S::store_part(out + i, x.load_part(i, n - i), n - i);
-}
 
 template <int W, typename T, typename To>
 void write_latent_row(const WriteLatentParams& p, std::int64_t token) {
@@ -30,7 +22,8 @@ void write_latent_row(const WriteLatentParams& p, std::int64_t token) {
 template <int W, typename T>
 void write_latent_typed(const WriteLatentParams& p) {
   for_each_row(p.kv.rows, p.kv.rows * p.kv.cols, [&](std::int64_t token) {
-    p.cache.dtype == DType::f32    ? write_latent_row<W, T, float>(p, token)
+    p.cache.dtype == DType::u8     ? write_coded_row<W, T>(p, token)
+    : p.cache.dtype == DType::f32  ? write_latent_row<W, T, float>(p, token)
     : p.cache.dtype == DType::bf16 ? write_latent_row<W, T, bf16>(p, token)
                                    : write_latent_row<W, T, f16>(p, token);
   });

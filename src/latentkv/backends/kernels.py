@@ -17,6 +17,7 @@ from torch import Tensor
 
 from latentkv.backends.isa import find_isa, native_missing
 from latentkv.backends.linear import LinearGated, LinearGroups, LinearStack, NativeLinear
+from latentkv.backends.native_codes import native_codes
 from latentkv.cache.latent import LayerCache
 from latentkv.cache.layout import RowLayout
 from latentkv.errors import OptionError, sentence
@@ -231,13 +232,12 @@ class _Native:
         return query
 
     def write_latent(self, layer: LayerCache, slots: Tensor, kv: Tensor, **options: Unpack[WriteOptions]) -> None:
-        latent_width = layer.layout.part("latent").elements
-        if layer.layout.rotated:
-            self._count("write_latent", "latents are stored rotated")
-            write_latent(layer, slots, kv, **options)
-            return
+        row = layer.layout
+        width, codes = row.part("latent").elements, native_codes(row)
         try:
-            self.isa.write_latent(layer.rows, slots, kv, latent_width=latent_width, **options)
+            self.isa.write_latent(
+                layer.rows, slots, kv, latent_width=width, **options, codes=codes, rotated=row.rotated
+            )
         except self._declined as reason:
             self._count("write_latent", reason)
             write_latent(layer, slots, kv, **options)

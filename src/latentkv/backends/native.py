@@ -16,13 +16,13 @@ from torch import Tensor
 from latentkv.backends.base import Attended, Plan, Request, Support
 from latentkv.backends.cost import Prices, cheaper_form
 from latentkv.backends.isa import find_isa, native_missing
+from latentkv.backends.native_codes import CODE_FORMATS, native_codes
 from latentkv.backends.native_head import attend_expanded
 from latentkv.backends.native_plan import Work, divide
 from latentkv.backends.native_project import project_columns, project_rows
 from latentkv.cache.batch import Batch
 from latentkv.cache.latent import LayerCache
-from latentkv.cache.layout import DTYPE_BYTES, RowLayout
-from latentkv.errors import StalePlanError, UnsupportedError
+from latentkv.errors import StalePlanError
 from latentkv.ops.absorb import UpProjection
 
 if TYPE_CHECKING:
@@ -35,8 +35,6 @@ TILE_ISA = "amx"
 TILE_COLUMNS = 32
 QUERY_DTYPES = ("float32", "bfloat16")
 FORMATS = ("f32", "bf16", "f16")
-# Rows of codes, of MLA only: how csrc/params.h calls what codes are.
-CODE_FORMATS = {"float8_e4m3fn": "fp8", "int8": "int8", "int6": "int6", "int4": "int4"}
 # Floats in a vector of any instruction set at most.
 WIDEST_VECTOR = 16
 
@@ -192,7 +190,7 @@ class _Call:
             self.scale,
             self.causal,
             work.threads,
-            codes=None if request.format in FORMATS else _codes(self.cache.layout),
+            codes=None if request.format in FORMATS else native_codes(self.cache.layout),
         )
         if up is not None:
             expanded = torch.empty(rows, request.num_heads, request.v_head_dim, dtype=query.dtype)
@@ -211,16 +209,6 @@ class _Call:
     def _filled(self, x: Tensor) -> Tensor:
         missing = self._rows(x.shape[0]) - x.shape[0]
         return torch.nn.functional.pad(x, (0, 0, 0, 0, 0, missing)) if missing else x
-
-
-def _codes(row: RowLayout) -> tuple[str, int, int, int, int, int]:
-    """Where codes, scales and RoPE part lie in a row of codes, as the kernel takes them."""
-    latent, rope = row.part("latent"), row.part("rope")
-    if latent.scales is None:
-        raise UnsupportedError("cache row: expected a latent of codes, got one stored as it is")
-    scales = latent.scales
-    places = (scales.offset_bytes, rope.offset_bytes)
-    return (CODE_FORMATS[latent.dtype], latent.elements, scales.group, DTYPE_BYTES[scales.dtype], *places)
 
 
 def _prices(request: Request, isa: Isa) -> Prices:

@@ -233,7 +233,8 @@ class _Native:
 
     def write_latent(self, layer: LayerCache, slots: Tensor, kv: Tensor, **options: Unpack[WriteOptions]) -> None:
         row = layer.layout
-        width, codes = row.part("latent").elements, native_codes(row)
+        width = row.part("latent").elements
+        codes = native_codes(row) if layer.rows.dtype is torch.uint8 else None
         try:
             self.isa.write_latent(
                 layer.rows, slots, kv, latent_width=width, **options, codes=codes, rotated=row.rotated

@@ -164,7 +164,7 @@ class _Call:
             nope = value_width if up is None else request.qk_nope_head_dim
             a, b = (query[..., :nope], query[..., nope:]) if nope else (None, query)
             if up is not None and a is not None:
-                a = project_columns(self.isa, self._filled(a), up.w_uk)[: query.shape[0]]
+                a = self._absorbed(a, up)
             key, value = (request.kv_lora_rank + request.qk_rope_head_dim, 0), (-1, 0)
         dtype = query.dtype if up is None else torch.float32
         tokens = query.shape[0]
@@ -206,9 +206,13 @@ class _Call:
         whole = -(-tokens // WIDEST_VECTOR) * WIDEST_VECTOR
         return whole if self.request.deterministic else tokens
 
-    def _filled(self, x: Tensor) -> Tensor:
-        missing = self._rows(x.shape[0]) - x.shape[0]
-        return torch.nn.functional.pad(x, (0, 0, 0, 0, 0, missing)) if missing else x
+    def _absorbed(self, x: Tensor, up: UpProjection) -> Tensor:
+        tokens = x.shape[0]
+        missing = self._rows(tokens) - tokens
+        if not missing:
+            return project_columns(self.isa, x, up.w_uk)
+        filled = torch.nn.functional.pad(x, (0, 0, 0, 0, 0, missing))
+        return project_columns(self.isa, filled, up.w_uk)[:tokens]
 
 
 def _prices(request: Request, isa: Isa) -> Prices:

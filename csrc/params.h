@@ -63,6 +63,9 @@ enum class CodeFormat : std::uint8_t { none, fp8, int8, int6, int4 };
 
 // Rows of bytes: `width` codes first, then scales, one for each `group` of codes (float32, or bf16 if short), then the RoPE
 // part in bf16. Offsets and sizes in bytes. src/latentkv/cache/layout.py has the order of the bits.
+constexpr std::int64_t kCodeUnit = 64;       // int4 and int6 codes are packed so many at a time; a group is whole units
+constexpr std::int64_t kMostWritten = 8192;  // codes of a row that is to be written
+
 struct RowCodes {
   CodeFormat format;
   std::int64_t width, group;

@@ -11,21 +11,12 @@ from types import ModuleType
 import pytest
 
 from latentkv.cache.layout import layout_for, mla_row
-from latentkv.geometry import AttentionGeometry, MLAGeometry
+from latentkv.planner.catalog import find_model
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "cache_formats.md").read_text()
-DEEPSEEK_V2 = MLAGeometry(
-    num_hidden_layers=60,
-    num_attention_heads=128,
-    kv_lora_rank=512,
-    qk_rope_head_dim=64,
-    qk_nope_head_dim=128,
-    v_head_dim=128,
-)
-DEEPSEEK_67B = AttentionGeometry(
-    num_hidden_layers=95, num_attention_heads=64, num_key_value_heads=8, head_dim=128, v_head_dim=128
-)
+DEEPSEEK_V2 = find_model("deepseek-ai/DeepSeek-V2").geometry
+DEEPSEEK_67B = find_model("deepseek-ai/deepseek-llm-67b-base").geometry
 
 
 def merging_script() -> ModuleType:

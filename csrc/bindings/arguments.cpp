@@ -29,11 +29,11 @@ RowCodes codes_of(nb::tuple codes, std::int64_t rope_width, std::int64_t row_byt
   const RowCodes found{code_format(nb::cast<nb::str>(codes[0]).c_str()), number(1), number(2), number(3) == 2, number(4),
                        number(5), row_bytes};
   const std::int64_t scales = found.group > 0 ? (found.width + found.group - 1) / found.group : 0;
-  const std::int64_t units = (found.width + 63) / 64;
+  const std::int64_t units = (found.width + kCodeUnit - 1) / kCodeUnit;
   const std::int64_t code_bytes = found.format == CodeFormat::int6   ? units * 48
                                   : found.format == CodeFormat::int4 ? units * 32
                                                                      : found.width;
-  const bool fits = found.width >= 0 && found.group > 0 && found.group % 64 == 0 && code_bytes <= found.scale_offset &&
+  const bool fits = found.width >= 0 && found.group > 0 && found.group % kCodeUnit == 0 && code_bytes <= found.scale_offset &&
                     found.scale_offset + scales * number(3) <= found.rope_offset &&
                     found.rope_offset + rope_width * 2 <= row_bytes;
   if (!fits) refuse("codes", "parts within a row of " + std::to_string(row_bytes) + " bytes", "others");

@@ -5,8 +5,6 @@ namespace latentkv {
 namespace nb = nanobind;
 namespace {
 
-constexpr std::int64_t kMostCoded = 8192;  // of kernels/write_coded.h
-
 void write_latent(const Isa& isa, nb::handle rows, nb::handle slots, nb::handle kv, std::int64_t latent_width,
                   nb::handle latent_norm, float latent_eps, nb::handle rope_norm, float rope_eps, nb::tuple angles,
                   std::int64_t groups, bool interleaved, nb::object codes, bool rotated) {
@@ -20,7 +18,7 @@ void write_latent(const Isa& isa, nb::handle rows, nb::handle slots, nb::handle 
   } else {
     p.codes = codes_of(nb::cast<nb::tuple>(codes), rope_width, p.cache.cols);
     expect_size("codes of a row", latent_width, p.codes.width);
-    if (latent_width > kMostCoded) throw Declined("a latent of more than " + std::to_string(kMostCoded) + " codes");
+    if (latent_width > kMostWritten) throw Declined("a latent of more than " + std::to_string(kMostWritten) + " codes");
     p.rotated = rotated;
   }
   if (latent_width < 0 || rope_width < 0) {

@@ -89,7 +89,9 @@ class AttentionWorker {
     }
   }
 
-  std::int64_t chunk_from(std::int64_t begin) const { return end_ - begin < Chunk::kTokens ? end_ - begin : Chunk::kTokens; }
+  std::int64_t chunk_from(std::int64_t begin) const {
+    return end_ - begin < Chunk::kTokens ? end_ - begin : Chunk::kTokens;
+  }
 
   void compute(const char* const* rows, std::int64_t begin, std::int64_t count, Ahead& ahead) {
     chunk_.template dot<T>(query_, rows, count, item_->group * p_.key_step, p_.key_width, ahead);

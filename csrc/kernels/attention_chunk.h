@@ -11,9 +11,8 @@ template <int W>
 class Chunk {
  public:
   static constexpr std::int64_t kTokens = kChunk;
-  static constexpr std::int64_t kFloats = kChunk * kStrip + kChunk * kRows + kRows;
 
-  static std::int64_t floats(const AttentionParams&) { return kFloats; }
+  static std::int64_t floats(const AttentionParams&) { return kChunk * kStrip + kChunk * kRows + kRows; }
 
   Chunk(const AttentionParams& p, float* memory)
       : codes_(p.codes), strip_(memory), scores_(strip_ + kChunk * kStrip), shrink_(scores_ + kChunk * kRows) {}
@@ -67,7 +66,7 @@ class Chunk {
   // back, which takes longer than widening its values a second time.
   template <typename T>
   void dot_by_strips(const PackedQuery<W>& query, const char* const* rows, std::int64_t count, std::int64_t first,
-                       std::int64_t width, Ahead& ahead) const {
+                     std::int64_t width, Ahead& ahead) const {
     if (!kCoded<T> && query.begin()->vectors == 0) return;
     for (std::int64_t from = 0; from < width; from += kStrip) {
       const std::int64_t to = from + kStrip < width ? from + kStrip : width;
@@ -110,18 +109,24 @@ class Chunk {
       keys[t] = reinterpret_cast<const T*>(rows[t < count ? t : count - 1]) + first;
     }
     for (const Panel& panel : query) {
-      if (panel.vectors != 0) continue;
-      if (panel.rows == 4) dot_narrow_panel<4>(panel, query.stride(), keys, count, ahead);
-      if (panel.rows == 2) dot_narrow_panel<2>(panel, query.stride(), keys, count, ahead);
-      if (panel.rows == 1) dot_narrow_panel<1>(panel, query.stride(), keys, count, ahead);
+      if (panel.vectors == 0) dot_narrow_panel(panel, query.stride(), keys, count, ahead);
     }
   }
 
-  template <int Rows, typename T>
+  template <typename T>
   void dot_narrow_panel(const Panel& panel, std::int64_t stride, const T* const* keys, std::int64_t count,
                         Ahead& ahead) const {
+    if (panel.rows == 4) dot_narrow_rows<4>(panel, stride, keys, count, ahead);
+    if (panel.rows == 2) dot_narrow_rows<2>(panel, stride, keys, count, ahead);
+    if (panel.rows == 1) dot_narrow_rows<1>(panel, stride, keys, count, ahead);
+  }
+
+  template <int Rows, typename T>
+  void dot_narrow_rows(const Panel& panel, std::int64_t stride, const T* const* keys, std::int64_t count,
+                       Ahead& ahead) const {
     for (std::int64_t t = 0; t < count; t += kNarrowTokens) {
-      dot_direct<W, kNarrowTokens, Rows, T>(panel.q, stride, keys + t, panel.ranges[0], scores_ + t * kRows + panel.first_row, ahead);
+      float* scores = scores_ + t * kRows + panel.first_row;
+      dot_direct<W, kNarrowTokens, Rows, T>(panel.q, stride, keys + t, panel.ranges[0], scores, ahead);
     }
   }
 
@@ -134,9 +139,7 @@ class Chunk {
     if (panel.ranges[0].from >= panel.ranges[0].to) return;
     const float* keys[kChunk];
     for (std::int64_t t = 0; t < kChunk; ++t) keys[t] = strip_ + (t < count ? t : count - 1) * kStrip;
-    if (panel.rows == 4) dot_narrow_panel<4>(panel, stride, keys, count, ahead);
-    if (panel.rows == 2) dot_narrow_panel<2>(panel, stride, keys, count, ahead);
-    if (panel.rows == 1) dot_narrow_panel<1>(panel, stride, keys, count, ahead);
+    dot_narrow_panel(panel, stride, keys, count, ahead);
   }
 
   template <typename T>

@@ -17,8 +17,6 @@ constexpr bool kCoded = false;
 template <>
 constexpr bool kCoded<Coded> = true;
 
-constexpr std::int64_t kCodeUnit = 64;  // int4 and int6 codes are packed so many at a time
-
 template <int W>
 class CodeReader {
   using S = Simd<W>;

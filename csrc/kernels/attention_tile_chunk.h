@@ -93,7 +93,7 @@ class TileChunk {
       const std::int64_t left = count - tile * kTileRows;
       if (left <= 0) {
         keys_[tile] = keys_[0];
-      } else if (left >= kTileRows && own[kTileRows - 1] - own[0] == (kTileRows - 1) * row_bytes_ && in_row(own)) {
+      } else if (left >= kTileRows && adjacent(own)) {
         keys_[tile] = {own[0] + first * 2, row_bytes_};
       } else {
         bf16* to = staged_ + tile * kTileRows * width;
@@ -105,7 +105,7 @@ class TileChunk {
     }
   }
 
-  bool in_row(const char* const* rows) const {
+  bool adjacent(const char* const* rows) const {
     for (std::int64_t i = 1; i < kTileRows; ++i) {
       if (rows[i] - rows[i - 1] != row_bytes_) return false;
     }

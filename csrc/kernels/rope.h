@@ -3,27 +3,9 @@
 #pragma once
 
 #include "kernels/rms_norm.h"
+#include "kernels/transpose.h"
 
 namespace latentkv::LATENTKV_ISA {
-
-// 2 W numbers as two vectors, apart into the even and the odd ones and together again.
-template <int W, int... I>
-struct PairLanes {
-  using F = typename Simd<W>::F;
-  static F even(F a, F b) { return __builtin_shufflevector(a, b, 2 * I...); }
-  static F odd(F a, F b) { return __builtin_shufflevector(a, b, 2 * I + 1 ...); }
-  static F low(F even, F odd) { return __builtin_shufflevector(even, odd, (I / 2 + I % 2 * W)...); }
-  static F high(F even, F odd) { return __builtin_shufflevector(even, odd, (W / 2 + I / 2 + I % 2 * W)...); }
-};
-
-template <int W>
-struct Pairs;
-template <>
-struct Pairs<4> : PairLanes<4, 0, 1, 2, 3> {};
-template <>
-struct Pairs<8> : PairLanes<8, 0, 1, 2, 3, 4, 5, 6, 7> {};
-template <>
-struct Pairs<16> : PairLanes<16, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15> {};
 
 // One token's angles for one head.
 struct Angles {
@@ -68,21 +50,23 @@ void rotate_halves(const NormedRow<W, T>& x, const Angles& angles, To* out, std:
 template <int W, typename T, typename To>
 void rotate_neighbours(const NormedRow<W, T>& x, const Angles& angles, To* out, std::int64_t pairs) {
   using S = Simd<W>;
-  using P = Pairs<W>;
   std::int64_t i = 0;
   for (; i + W <= pairs; i += W) {
-    const auto a = x.load(2 * i), b = x.load(2 * i + W);
-    const auto turned = turn<W>(P::even(a, b), P::odd(a, b), S::load(angles.cos + i), S::load(angles.sin + i));
-    S::store(out + 2 * i, P::low(turned.first, turned.second));
-    S::store(out + 2 * i + W, P::high(turned.first, turned.second));
+    auto a = x.load(2 * i), b = x.load(2 * i + W);
+    part<W>(a, b);
+    auto turned = turn<W>(a, b, S::load(angles.cos + i), S::load(angles.sin + i));
+    join<W>(turned.first, turned.second);
+    S::store(out + 2 * i, turned.first);
+    S::store(out + 2 * i + W, turned.second);
   }
   if (i == pairs) return;
   const std::int64_t left = pairs - i, in_a = 2 * left < W ? 2 * left : W, in_b = 2 * left - in_a;
-  const auto a = x.load_part(2 * i, in_a), b = x.load_part(2 * i + W, in_b);
-  const auto turned = turn<W>(P::even(a, b), P::odd(a, b), S::load_part(angles.cos + i, left),
-                              S::load_part(angles.sin + i, left));
-  S::store_part(out + 2 * i, P::low(turned.first, turned.second), in_a);
-  S::store_part(out + 2 * i + W, P::high(turned.first, turned.second), in_b);
+  auto a = x.load_part(2 * i, in_a), b = x.load_part(2 * i + W, in_b);
+  part<W>(a, b);
+  auto turned = turn<W>(a, b, S::load_part(angles.cos + i, left), S::load_part(angles.sin + i, left));
+  join<W>(turned.first, turned.second);
+  S::store_part(out + 2 * i, turned.first, in_a);
+  S::store_part(out + 2 * i + W, turned.second, in_b);
 }
 
 // One head of 2 * pairs elements; `out` may be x itself.

@@ -6,8 +6,6 @@
 
 namespace latentkv::LATENTKV_ISA {
 
-constexpr std::int64_t kMostCoded = 8192;  // elements of a latent
-constexpr std::int64_t kPackedCodes = 64;  // int4 and int6 are packed so many at a time
 constexpr float kLeastScale = 0x1p-126f;
 
 // Orthogonal Walsh-Hadamard blocks of powers of two, the largest first; in place.
@@ -50,7 +48,7 @@ class CodeWriter {
 
   // `x` are the row's `width` numbers.
   void write(const float* x, char* row) const {
-    std::uint8_t codes[kMostCoded + kPackedCodes] = {};
+    std::uint8_t codes[kMostWritten + kCodeUnit] = {};
     for (std::int64_t first = 0; first < codes_.width; first += codes_.group) {
       const std::int64_t left = codes_.width - first, count = left < codes_.group ? left : codes_.group;
       const float scale = scale_of(x + first, count);
@@ -119,9 +117,9 @@ class CodeWriter {
       __builtin_memcpy(row, codes, codes_.width);
       return;
     }
-    const std::int64_t units = (codes_.width + kPackedCodes - 1) / kPackedCodes;
+    const std::int64_t units = (codes_.width + kCodeUnit - 1) / kCodeUnit;
     char* high = row + units * 32;
-    for (std::int64_t unit = 0; unit < units; ++unit, codes += kPackedCodes) {
+    for (std::int64_t unit = 0; unit < units; ++unit, codes += kCodeUnit) {
       for (int i = 0; i < 32; ++i) *row++ = static_cast<char>((codes[i] & 15) | (codes[i + 32] & 15) << 4);
       if (codes_.format == CodeFormat::int4) continue;
       for (int i = 0; i < 16; ++i) {
@@ -147,7 +145,7 @@ void write_coded_row(const WriteLatentParams& p, std::int64_t token) {
   const T* x = static_cast<const T*>(p.kv.data) + token * p.kv.stride;
   char* row = static_cast<char*>(p.cache.data) + p.slots[token] * p.cache.stride;
   __builtin_memset(row, 0, p.codes.row_bytes);
-  float latent[kMostCoded];
+  float latent[kMostWritten];
   write_normed(normed_row<W>(x, p.latent_norm, p.latent_width), latent, p.latent_width);
   if (p.rotated) rotate_blocks(latent, p.latent_width);
   CodeWriter(p.codes).write(latent, row);

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -28,14 +27,6 @@ TOKENS, HEADS = 7, 6
 every_kernels = pytest.mark.parametrize("name", ["portable", *(f"native:{isa}" for isa in available_isas())])
 every_isa = pytest.mark.parametrize("isa", available_isas())
 both_pairings = pytest.mark.parametrize("interleaved", [True, False])
-
-
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 def some_angles(tokens: int, pairs: int) -> tuple[Tensor, Tensor]:

@@ -228,8 +228,11 @@ class GroupedQueryAttention:
 
 def _attend(query: Tensor, cache: LayerCache, step: Step, *, scale: float, up: UpProjection | None) -> Attended:
     execution = step.execution
-    form = execution.form if up is not None else "auto"
+    if step.request is None:
+        form = execution.form if up is not None else "auto"
+        step.request = request_for(query, cache, step.batch, up=up, form=form, deterministic=execution.deterministic)
+    if step.watch is not None:
+        return step.watch.attend(step.request, query, cache, scale=scale, up=up)
     if step.plan is None:
-        request = request_for(query, cache, step.batch, up=up, form=form, deterministic=execution.deterministic)
-        step.plan = plan_attend(request, step.batch, backend=execution.backend)
+        step.plan = plan_attend(step.request, step.batch, backend=execution.backend)
     return attend_planned(query, cache, step.batch, plan=step.plan, scale=scale, up=up)

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from latentkv.backends.guard import Guard
 from latentkv.backends.kernels import choose_kernels
 from latentkv.errors import OptionError, sentence
 from latentkv.geometry import AttentionGeometry, Geometry, from_config
@@ -87,6 +88,7 @@ def load_model(
     attention: Attention = "mla",
     backend: str = "auto",
     deterministic: bool = False,
+    guard: Guard | None = None,
     memory_bytes: int | Literal["available", "unlimited"] = "available",
     progress: Progress | None = None,
 ) -> LoadedModel:
@@ -102,6 +104,7 @@ def load_model(
                it is, and is an error for a checkpoint that has latents already
     backend:   attention backend by name, or "auto"
     deterministic: of attention alone, see `attend`; the linear layers' sums are torch's
+    guard:     chooses the attention backend step by step, in place of `backend`, and replaces one that fails
     memory_bytes: what the weights that are copied may take at most, "available" (what is free now), or "unlimited".
                Weights used as they lie in the file need not fit: they are mapped, and one line in the log says so
     progress:  called with (layers read, layers in all)
@@ -133,7 +136,7 @@ def load_model(
         resolved,
         dtype=computed,
         keep_stored=keep_stored,
-        execution=Execution(kernels, backend=backend, deterministic=deterministic),
+        execution=Execution(kernels, backend=backend, deterministic=deterministic, guard=guard),
         progress=progress,
     )
     return LoadedModel(loaded, checkpoint.tokenizer, checkpoint.files, original)

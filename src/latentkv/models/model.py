@@ -169,7 +169,7 @@ class Model:
         """
         if token_ids.shape != batch.positions.shape:
             raise ShapeError(sentence("token_ids", expected=list(batch.positions.shape), got=list(token_ids.shape)))
-        step = Step(batch, self.config.rope.angles(batch.positions), self.execution)
+        step = self.execution.begin(batch, self.config.rope.angles(batch.positions))
         hidden = _scaled(self._embed(token_ids), self.config.embedding_scale)
         for index, layer in enumerate(self.layers):
             hidden = layer.forward(hidden, step, cache.layer(index))
@@ -185,7 +185,7 @@ class Model:
     def attention_path(self, cache: LatentCache) -> str:
         """Who computes attention over this cache, for instance "native:avx512": asked with a batch of no tokens."""
         nothing = Batch.build(query_lens=[], context_lens=[], pages=[], page_tokens=cache.layout.page_tokens)
-        step = Step(nothing, self.config.rope.angles(nothing.positions), self.execution)
+        step = self.execution.begin(nothing, self.config.rope.angles(nothing.positions))
         attention = self.layers[0].attention
         query = torch.empty(0, attention.first_query.out_features, dtype=self.dtype, device=self.device)
         return attention.attended(query, step, cache.layer(0)).path.rstrip(":")

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from latentkv.backends.base import Form, Plan
+from latentkv.backends.base import Form, Plan, Request
+from latentkv.backends.guard import Guard, Watch
 from latentkv.backends.kernels import Kernels
 from latentkv.cache.batch import Batch
 
@@ -16,22 +17,32 @@ class Execution:
     """Who computes: the attention backend by name, the form MLA takes, and the kernels for everything else.
 
     deterministic: of attention alone, see `attend`
+    guard: chooses the backend step by step instead, and replaces one that fails; `backend` then says nothing
     """
 
     kernels: Kernels
     backend: str = "auto"
     form: Form = "auto"
     deterministic: bool = False
+    guard: Guard | None = None
+
+    def begin(self, batch: Batch, angles: tuple[Tensor, Tensor]) -> Step:
+        """A forward pass over `batch`."""
+        watch = self.guard.begin(batch) if self.guard is not None else None
+        return Step(batch, angles, self, watch=watch)
 
 
 @dataclass
 class Step:
-    """One forward pass. `plan` is made by the first layer that attends, and then serves all the others.
+    """One forward pass. `request` and `plan` are made by the first layer that attends, and then serve all the others.
 
     angles: cosine and sine [T, pairs] float32 of the batch's positions
+    watch:  where there is a guard: who computes attention, in place of `plan`
     """
 
     batch: Batch
     angles: tuple[Tensor, Tensor]
     execution: Execution
+    request: Request | None = None
     plan: Plan | None = None
+    watch: Watch | None = None

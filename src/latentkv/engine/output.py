@@ -36,6 +36,7 @@ class Output:
     logprobs:      one for each of token_ids when they were asked for, else empty
     finish_reason: None while the request goes on; "stop", "length" or "abort"
     timings:       with the last output only
+    reused_tokens: tokens of the prompt that were found in the cache; with the last output only
     """
 
     request_id: str
@@ -44,6 +45,7 @@ class Output:
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
     timings: Timings | None = None
+    reused_tokens: int = 0
 
     @property
     def finished(self) -> bool:
@@ -69,7 +71,16 @@ class EngineStats:
 
     prefill_tokens:    prompt tokens computed, and those computed again after a preemption
     prefill_seconds:   time of steps; one with prompts and decodes in it is split by their tokens
-    reused_tokens:     prompt tokens that were found in the cache instead
+    reused_tokens:     prompt tokens that were found in the cache or a lower tier instead
+
+    Of the tiers (docs/tiers.md); zero without:
+    swapped_out_pages:     pages saved when they left the cache
+    swapped_in_pages:      pages that came back into it, from any tier
+    checksum_failures:     pages found damaged or missing in a file; they were computed again
+    prefix_queries_tokens: prompt tokens that were looked up, each prompt once
+    prefix_hit_tokens:     those found, wherever; host_hit_tokens and disk_hit_tokens are parts of it
+    restored_tokens:       of preempted requests, tokens found again when they came back
+    recomputed_tokens:     of preempted requests, tokens that had to be computed again
     """
 
     steps: int
@@ -86,3 +97,17 @@ class EngineStats:
     cached_pages: int
     cache_bytes: int
     bytes_per_token: int
+    device_pages: int = 0
+    host_pages: int = 0
+    host_bytes: int = 0
+    disk_pages: int = 0
+    disk_bytes: int = 0
+    swapped_out_pages: int = 0
+    swapped_in_pages: int = 0
+    checksum_failures: int = 0
+    prefix_queries_tokens: int = 0
+    prefix_hit_tokens: int = 0
+    host_hit_tokens: int = 0
+    disk_hit_tokens: int = 0
+    restored_tokens: int = 0
+    recomputed_tokens: int = 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +21,18 @@ from latentkv.engine.sampling_params import SamplingParams
 FIRST_CANDIDATES = 512
 
 
+class Constraint(Protocol):
+    """Which tokens may follow in one request, a grammar for instance. Keeps its own place in the output."""
+
+    def allowed(self) -> Tensor:
+        """[vocab] bool: the tokens that may come next; at least one may."""
+        ...
+
+    def advance(self, token_id: int) -> None:
+        """Take note of the token that was chosen."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """What sampling one row of logits needs to know.
@@ -27,6 +40,7 @@ class Row:
     prompt_ids, output_ids: the tokens so far
     banned_ids:             tokens that may not come yet (ends of sequence before `min_tokens`)
     generator:              the request's own, on the CPU; not used when greedy
+    constraint:             the request's own; told every token that is chosen
     """
 
     params: SamplingParams
@@ -34,6 +48,7 @@ class Row:
     output_ids: Sequence[int]
     banned_ids: Sequence[int]
     generator: torch.Generator
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +83,13 @@ def sample(logits: Tensor, rows: Sequence[Row]) -> list[Sampled]:
     drawn = [index for index, row in enumerate(rows) if not row.params.greedy]
     if drawn:
         tokens[drawn] = _draw(probabilities(adjusted[drawn], [rows[i].params for i in drawn]), [rows[i] for i in drawn])
+    chosen = tokens.tolist()
+    for token, row in zip(chosen, rows, strict=True):
+        if row.constraint is not None:
+            row.constraint.advance(token)
     return [
         Sampled(token, _logprob(logits[index], token, row.params.logprobs))
-        for index, (token, row) in enumerate(zip(tokens.tolist(), rows, strict=True))
+        for index, (token, row) in enumerate(zip(chosen, rows, strict=True))
     ]
 
 
@@ -123,15 +142,24 @@ def _columns(like: Tensor, params: Sequence[SamplingParams]) -> Callable[[str], 
 
 
 def _adjust(logits: Tensor, rows: Sequence[Row]) -> Tensor:
-    """Logits after bans and penalties: a new tensor when any row has some, else the argument itself."""
-    changed = [index for index, row in enumerate(rows) if row.banned_ids or _penalised(row.params)]
+    """Logits after penalties, biases, constraints and bans: a new tensor, or the argument where no row has any."""
+    changed = [index for index, row in enumerate(rows) if _changes(row)]
     if not changed:
         return logits
     adjusted = logits.clone()
     for index in changed:
-        _penalise(adjusted[index], rows[index])
-        adjusted[index, list(rows[index].banned_ids)] = -torch.inf
+        row = rows[index]
+        _penalise(adjusted[index], row)
+        for token_id, bias in row.params.logit_bias.items():
+            adjusted[index, token_id] += bias
+        if row.constraint is not None:
+            adjusted[index].masked_fill_(~row.constraint.allowed(), -torch.inf)
+        adjusted[index, list(row.banned_ids)] = -torch.inf
     return adjusted
+
+
+def _changes(row: Row) -> bool:
+    return bool(row.banned_ids or row.params.logit_bias or row.constraint is not None or _penalised(row.params))
 
 
 def _penalised(params: SamplingParams) -> bool:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from latentkv.errors import OptionError, sentence
 
@@ -20,6 +20,7 @@ class SamplingParams:
                         (CTRL, arXiv:1909.05858, section 4.1); 1 = off
     presence_penalty    subtracted from the logits of tokens that are in the output; 0 = off
     frequency_penalty   subtracted once per occurrence in the output; 0 = off
+    logit_bias          added to the logits of these token ids, from -100 to 100 each
     temperature         divides the logits; 0 = greedy: the highest logit, the lowest id among equals
     top_k               only the k highest logits; 0 = off
     top_p               of what is left, the fewest most likely tokens that reach this probability; 1 = off
@@ -43,6 +44,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
     stop: str | Sequence[str] = ()
     stop_token_ids: Sequence[int] = ()
@@ -67,6 +69,7 @@ class SamplingParams:
             _integer("seed", self.seed, "None, or from 0 to 2**63 - 1", at_least=0, at_most=2**63 - 1)
         if not isinstance(self.ignore_eos, bool):
             raise OptionError(sentence("ignore_eos", expected="True or False", got=repr(self.ignore_eos)))
+        _check_bias(self.logit_bias)
         _check_stops(self.stop, self.stop_token_ids)
 
     @property
@@ -100,6 +103,14 @@ def _integer(name: str, value: object, expected: str, *, at_least: int, at_most:
         raise OptionError(sentence(name, expected=f"a whole number, {expected}", got=repr(value)))
     if not at_least <= value <= at_most:
         raise OptionError(sentence(name, expected=expected, got=value))
+
+
+def _check_bias(bias: object) -> None:
+    if not isinstance(bias, Mapping):
+        raise OptionError(sentence("logit_bias", expected="token ids with a number each", got=repr(bias)))
+    for token_id, value in bias.items():
+        _integer("logit_bias", token_id, "0 or more each", at_least=0)
+        _number("logit_bias", value, "from -100 to 100 each", at_least=-100, at_most=100)
 
 
 def _check_stops(stop: object, stop_token_ids: object) -> None:

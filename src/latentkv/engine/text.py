@@ -31,6 +31,10 @@ class Tokenizer(Protocol):
         """Token ids of `text`; with `special_tokens`, the ones a prompt begins with are added."""
         ...
 
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of `ids`."""
+        ...
+
     def render_chat(self, messages: Sequence[dict[str, str]], *, add_generation_prompt: bool = True) -> str:
         """Messages as the text of a prompt, special tokens included."""
         ...

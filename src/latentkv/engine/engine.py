@@ -19,7 +19,7 @@ from latentkv.cache.pages import PageAccountingError, PageAllocator
 from latentkv.cache.prefix import PrefixIndex
 from latentkv.engine.output import EngineStats, Output, Timings
 from latentkv.engine.runner import Model, run_step
-from latentkv.engine.sampler import Row, Sampled, make_generator, sample
+from latentkv.engine.sampler import Constraint, Row, Sampled, make_generator, sample
 from latentkv.engine.sampling_params import SamplingParams
 from latentkv.engine.scheduler import Limits, Scheduler
 from latentkv.engine.state import Chunk, Request, Sequence, Step
@@ -37,6 +37,7 @@ class _Live:
     sequence: Sequence
     text: OutputText
     generator: torch.Generator
+    constraint: Constraint | None
     end_token_ids: tuple[int, ...]
     submitted: float
     started: float | None = None
@@ -51,6 +52,7 @@ class _Live:
             output_ids=sequence.output_token_ids,
             banned_ids=self.end_token_ids if early else (),
             generator=self.generator,
+            constraint=self.constraint,
         )
 
     def timings(self, now: float) -> Timings:
@@ -125,10 +127,29 @@ class Engine:
         """Whether a request is waiting or running."""
         return self._scheduler.has_work
 
+    @property
+    def capacity_tokens(self) -> int:
+        """Most tokens, prompt and output together, that one request can have."""
+        # The last token of a sequence is never fed back, so it needs no row.
+        pool = self._cache.num_pages * self._cache.layout.page_tokens + 1
+        return min(self.model.max_position_embeddings, pool)
+
+    @property
+    def max_running(self) -> int:
+        """Most requests that are computed at once."""
+        return self._limits.max_batch_sequences
+
     def add_request(
-        self, prompt: str | Many[int], params: SamplingParams | None = None, *, request_id: str | None = None
+        self,
+        prompt: str | Many[int],
+        params: SamplingParams | None = None,
+        *,
+        request_id: str | None = None,
+        constraint: Constraint | None = None,
     ) -> str:
         """Queue a prompt (text, or token ids taken as they are); returns the request's id.
+
+        constraint: which tokens may follow, a grammar for instance; used by this request alone
 
         Raises OptionError for an empty prompt, unknown token ids or an id in use, TokenizerError for text without a
         tokenizer, CapacityError for a prompt that is longer than the model's context or the cache.
@@ -154,6 +175,7 @@ class Engine:
                 unstoppable_tokens=params.min_tokens,
             ),
             make_generator(params.seed),
+            constraint,
             tuple(sorted(ends)),
             time.perf_counter(),
         )
@@ -281,7 +303,7 @@ class Engine:
         if reason is None:
             return output
         del self._live[sequence.id]
-        return replace(output, timings=live.timings(now))
+        return replace(output, timings=live.timings(now), reused_tokens=sequence.reused_tokens)
 
     def _new_id(self) -> str:
         return next(name for number in self._numbers if (name := f"request-{number}") not in self._live)
@@ -289,6 +311,8 @@ class Engine:
     def _check_params(self, params: SamplingParams) -> None:
         for token_id in params.stop_token_ids:
             self._check_token_id("stop_token_ids", token_id)
+        for token_id in params.logit_bias:
+            self._check_token_id("logit_bias", token_id)
         if params.stop_strings and self.tokenizer is None:
             raise TokenizerError("stop strings need a tokenizer: use stop_token_ids, or give the engine a tokenizer.")
 

@@ -1,4 +1,7 @@
-"""A dense DeepSeek-V2-style model of random weights, for measuring speed without a checkpoint. Made in seconds."""
+"""Dense models of random weights, with MLA or grouped-query attention, for measuring speed without a checkpoint.
+
+Made in seconds. Knows the names and shapes of a checkpoint's tensors, and nothing of speed.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import torch
 from torch import Tensor
 
 from latentkv.errors import CheckpointError, sentence
-from latentkv.geometry import MLAGeometry, from_config
+from latentkv.geometry import AttentionGeometry, MLAGeometry, from_config
 from latentkv.models.weights import Storage
 from latentkv.ops.quantized import GroupedWeight
 
@@ -36,7 +39,7 @@ CONFIG: Mapping[str, Any] = {
 
 
 class RandomSource:
-    """A WeightSource of random bfloat16 tensors for a dense DeepSeek-V2 configuration with a query rank.
+    """A WeightSource of random bfloat16 tensors for a dense configuration: DeepSeek-V2's with a query rank, or Llama's.
 
     Matrices are drawn with a deviation of `in ** -0.5`, norms are 1. The same seed gives the same model.
     """
@@ -86,22 +89,13 @@ def _draw(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 
 def shapes_of(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Every tensor of the model by name. Raises TypeError for a configuration without latents or query rank."""
+    """Every tensor of the model by name. Raises TypeError for latents without a query rank."""
     geometry = from_config(config)
-    if not isinstance(geometry, MLAGeometry) or geometry.q_lora_rank is None:
-        raise TypeError("a random model needs latents and a query rank")
     hidden, width, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
-    heads, latent, rank = geometry.num_attention_heads, geometry.kv_lora_rank, geometry.q_lora_rank
-    nope, value = geometry.qk_nope_head_dim, geometry.v_head_dim
+    attention = _latent(hidden, geometry) if isinstance(geometry, MLAGeometry) else _grouped(hidden, geometry)
     layer: dict[str, tuple[int, ...]] = {
         "input_layernorm": (hidden,),
-        "self_attn.q_a_proj": (rank, hidden),
-        "self_attn.q_a_layernorm": (rank,),
-        "self_attn.q_b_proj": (heads * (nope + geometry.query_rope_dim), rank),
-        "self_attn.kv_a_proj_with_mqa": (geometry.row_elements, hidden),
-        "self_attn.kv_a_layernorm": (latent,),
-        "self_attn.kv_b_proj": (heads * (nope + value), latent),
-        "self_attn.o_proj": (hidden, heads * value),
+        **{f"self_attn.{name}": shape for name, shape in attention.items()},
         "post_attention_layernorm": (hidden,),
         "mlp.gate_proj": (width, hidden),
         "mlp.up_proj": (width, hidden),
@@ -111,3 +105,29 @@ def shapes_of(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     for index in range(geometry.num_hidden_layers):
         shapes |= {f"model.layers.{index}.{name}.weight": shape for name, shape in layer.items()}
     return shapes | {"model.norm.weight": (hidden,), "lm_head.weight": (vocab, hidden)}
+
+
+def _latent(hidden: int, geometry: MLAGeometry) -> dict[str, tuple[int, ...]]:
+    if geometry.q_lora_rank is None:
+        raise TypeError("a random model with latents needs a query rank")
+    heads, latent, rank = geometry.num_attention_heads, geometry.kv_lora_rank, geometry.q_lora_rank
+    nope, value = geometry.qk_nope_head_dim, geometry.v_head_dim
+    return {
+        "q_a_proj": (rank, hidden),
+        "q_a_layernorm": (rank,),
+        "q_b_proj": (heads * (nope + geometry.query_rope_dim), rank),
+        "kv_a_proj_with_mqa": (geometry.row_elements, hidden),
+        "kv_a_layernorm": (latent,),
+        "kv_b_proj": (heads * (nope + value), latent),
+        "o_proj": (hidden, heads * value),
+    }
+
+
+def _grouped(hidden: int, geometry: AttentionGeometry) -> dict[str, tuple[int, ...]]:
+    heads, groups = geometry.num_attention_heads, geometry.num_key_value_heads
+    return {
+        "q_proj": (heads * geometry.head_dim, hidden),
+        "k_proj": (groups * geometry.head_dim, hidden),
+        "v_proj": (groups * geometry.v_head_dim, hidden),
+        "o_proj": (hidden, heads * geometry.v_head_dim),
+    }

@@ -58,8 +58,10 @@ def test_a_prefix_hit_gives_the_same_tokens_and_is_counted(max_batch_tokens: int
     for index, rest in enumerate([[97], [98], [99, 100, 101], []]):
         engine.add_request(shared + rest, greedy(), request_id=str(index))
         assert run(engine)[str(index)] == greedy_tokens(shared + rest)
-    assert engine.stats().reused_tokens == 3 * 8
-    assert engine.stats().prefill_tokens == 4 * 10 + 5 - 3 * 8
+    # Two full pages each, and the copied beginning of a third; of the last prompt one token has to be computed.
+    assert engine.stats().reused_tokens == 10 + 10 + 9
+    assert engine.stats().prefill_tokens == 4 * 10 + 5 - 29
+    assert (engine.stats().prefix_queries_tokens, engine.stats().prefix_hit_tokens) == (45, 29)
     assert engine.stats().cached_pages > 0
 
 
@@ -304,11 +306,20 @@ def test_unusable_prompts_are_refused(prompt: object, error: type[Exception], co
 def test_a_request_beyond_the_pool_is_refused_and_others_go_on() -> None:
     engine = make_engine(cache_tokens=20)
     name = engine.add_request(prompt_of(4), greedy())
-    with pytest.raises(CapacityError, match=r"prompt of 30 tokens .* at most 20 tokens in all \(the page pool\)"):
-        engine.add_request(prompt_of(30), greedy())
-    with pytest.raises(CapacityError, match="Lower max_tokens"):
-        engine.add_request(prompt_of(4), greedy(max_tokens=18))
+    with pytest.raises(CapacityError, match=r"prompt: expected at most 20 tokens \(the page pool\), got 21 tokens\."):
+        engine.add_request(prompt_of(21), greedy())
     assert run(engine) == {name: greedy_tokens(prompt_of(4))}
+
+
+@pytest.mark.parametrize("prompt", [1, 6, 19, 20])
+def test_the_end_of_the_pool_ends_the_output(prompt: int) -> None:
+    engine = make_engine(cache_tokens=20)
+    engine.add_request(prompt_of(prompt), greedy(max_tokens=500, ignore_eos=True))
+    _, tokens, reason = collect(engine)
+    assert (len(tokens), reason) == (21 - prompt, "length"), "the last token needs no row"
+    roomy = make_engine()
+    roomy.add_request(prompt_of(prompt), greedy(max_tokens=21 - prompt, ignore_eos=True))
+    assert collect(roomy)[1] == tokens
 
 
 def test_ids_are_unique_among_live_requests() -> None:

@@ -75,3 +75,17 @@ class LatentCache:
     def copy_pages(self, source: Sequence[int], target: Sequence[int]) -> None:
         """Copy whole pages in every layer (copy-on-write of a shared page). Mutates the target pages."""
         self.storage[:, list(target)] = self.storage[:, list(source)]
+
+    def page_rows(self, page: int) -> bytearray:
+        """A copy of one page's rows in every layer, `layout.page_bytes` bytes."""
+        rows = bytearray(self.layout.page_bytes)
+        self._page_view(rows).copy_(self.storage[:, page])
+        return rows
+
+    def place_rows(self, page: int, rows: bytearray) -> None:
+        """Put back what `page_rows` gave, in this page or another. Mutates the page."""
+        self.storage[:, page].copy_(self._page_view(rows))
+
+    def _page_view(self, rows: bytearray) -> Tensor:
+        shape = (self.storage.shape[0], *self.storage.shape[2:])
+        return torch.frombuffer(rows, dtype=self.storage.dtype).view(shape)

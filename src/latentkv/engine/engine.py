@@ -7,9 +7,11 @@ in one process. It is not thread-safe; call it from one thread.
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Sequence as Many
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import count
+from pathlib import Path
 
 import torch
 
@@ -17,6 +19,9 @@ from latentkv.cache.latent import LatentCache
 from latentkv.cache.layout import DEFAULT_PAGE_TOKENS, CacheLayout, layout_for
 from latentkv.cache.pages import PageAccountingError, PageAllocator
 from latentkv.cache.prefix import PrefixIndex
+from latentkv.cache.tiers.options import DEFAULT_DISK_BYTES, TierOptions
+from latentkv.engine.identity import cache_identity
+from latentkv.engine.mover import PageMover
 from latentkv.engine.output import EngineStats, Output, Timings
 from latentkv.engine.runner import Model, run_step
 from latentkv.engine.sampler import Constraint, Row, Sampled, make_generator, sample
@@ -95,8 +100,12 @@ class Engine:
     max_batch_tokens:    most tokens computed in one step; longer prompts are computed in chunks
     max_batch_sequences: most requests computed at once
     prefix_cache:        reuse pages of earlier prompts and outputs that begin the same
+    host_cache_bytes:    memory for pages that leave the cache (docs/tiers.md, also for the next four); 0 = none
+    swap_dir:            folder for pages that find no room there, up to `swap_bytes`; None = none
+    cache_dir:           folder for all full pages, up to `cache_dir_bytes` for this model: the next process finds them
+    adapter:             what else decides a model's rows, the name of a LoRA for instance; no page is shared across it
 
-    Raises OptionError for a value outside its range.
+    Raises OptionError for a value outside its range, or a folder that cannot be used.
     """
 
     def __init__(
@@ -110,13 +119,31 @@ class Engine:
         max_batch_tokens: int = 2048,
         max_batch_sequences: int = 64,
         prefix_cache: bool = True,
+        host_cache_bytes: int = 0,
+        swap_dir: str | Path | None = None,
+        swap_bytes: int = DEFAULT_DISK_BYTES,
+        cache_dir: str | Path | None = None,
+        cache_dir_bytes: int = DEFAULT_DISK_BYTES,
+        adapter: str = "",
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self._limits = Limits(max_batch_tokens=max_batch_tokens, max_batch_sequences=max_batch_sequences)
         layout = layout_for(model.geometry, cache_format, page_tokens=page_tokens)
+        tiers = TierOptions(
+            host_cache_bytes=host_cache_bytes,
+            swap_dir=swap_dir,
+            swap_bytes=swap_bytes,
+            cache_dir=cache_dir,
+            cache_dir_bytes=cache_dir_bytes,
+        )
+        tiers.check_prefix_cache(prefix_cache=prefix_cache)
         self._cache = LatentCache(layout, _pool_pages(layout, cache_tokens), device=model.device)
         self._prefix_cache = prefix_cache
+        self._identity = cache_identity(model, layout, adapter, all_weights=cache_dir is not None)
+        self._mover = PageMover.open(self._cache, tiers, identity=self._identity)
+        if self._mover.tiers is not None:
+            weakref.finalize(self, self._mover.tiers.close)
         self._scheduler = self._make_scheduler()
         self._live: dict[str, _Live] = {}
         self._numbers = count()
@@ -133,6 +160,11 @@ class Engine:
         # The last token of a sequence is never fed back, so it needs no row.
         pool = self._cache.num_pages * self._cache.layout.page_tokens + 1
         return min(self.model.max_position_embeddings, pool)
+
+    @property
+    def cache_format(self) -> str:
+        """How rows are stored."""
+        return self._cache.layout.row.format
 
     @property
     def max_running(self) -> int:
@@ -218,7 +250,9 @@ class Engine:
         sampled = sample(logits, [self._live[chunk.sequence.id].row() for chunk in step.sampling])
         self._scheduler.commit(step, [token.token_id for token in sampled])
         now = time.perf_counter()
-        self._work = self._work.plus(step, now - begin)
+        before, self._work = self._work, self._work.plus(step, now - begin)
+        prefill_seconds = self._work.prefill_seconds - before.prefill_seconds
+        self._mover.computed(self._work.prefill_tokens - before.prefill_tokens, prefill_seconds)
         return [self._output(chunk, token, now) for chunk, token in zip(step.sampling, sampled, strict=True)]
 
     def abort(self, request_id: str) -> bool:
@@ -234,6 +268,7 @@ class Engine:
 
         Cached prefixes stay if the books still agree, and are dropped if the interruption fell into an update.
         """
+        self._mover.recover()
         try:
             for request_id in list(self._live):
                 self.abort(request_id)
@@ -242,7 +277,7 @@ class Engine:
             self._live.clear()
             done = self._scheduler
             self._scheduler = self._make_scheduler()
-            self._scheduler.preemptions, self._scheduler.reused_tokens = done.preemptions, done.reused_tokens
+            self._scheduler.counts = done.counts
 
     def is_live(self, request_id: str) -> bool:
         """Whether the request is waiting or running."""
@@ -251,14 +286,15 @@ class Engine:
     def stats(self) -> EngineStats:
         """Counts since the engine was made, and the state of its pages now."""
         work, scheduler, pages = self._work, self._scheduler, self._scheduler.pages
+        counts = scheduler.counts
         return EngineStats(
             steps=work.steps,
             prefill_tokens=work.prefill_tokens,
             decode_tokens=work.decode_tokens,
             prefill_seconds=work.prefill_seconds,
             decode_seconds=work.decode_seconds,
-            reused_tokens=scheduler.reused_tokens,
-            preemptions=scheduler.preemptions,
+            reused_tokens=counts.reused_tokens,
+            preemptions=counts.preemptions,
             waiting=len(scheduler.waiting),
             running=len(scheduler.running),
             free_pages=pages.free_pages,
@@ -266,24 +302,42 @@ class Engine:
             cached_pages=pages.cached_pages,
             cache_bytes=self._cache.size_bytes,
             bytes_per_token=self._cache.layout.bytes_per_token,
+            device_pages=pages.num_pages,
+            prefix_queries_tokens=counts.queried_tokens,
+            prefix_hit_tokens=counts.reused_tokens,
+            host_hit_tokens=counts.hit_tokens["host"],
+            disk_hit_tokens=counts.hit_tokens["swap"] + counts.hit_tokens["cache"],
+            restored_tokens=counts.restored_tokens,
+            recomputed_tokens=counts.recomputed_tokens,
+            **asdict(self._mover.stats()),
         )
 
     def check(self) -> None:
-        """Raise PageAccountingError unless pages, requests and the prefix index agree."""
+        """Raise PageAccountingError unless pages, requests, the prefix index and the tiers agree."""
         self._scheduler.check()
+        self._mover.check()
+
+    def close(self) -> None:
+        """Write to `cache_dir` what waits to be written and let go of its folders; the engine cannot go on then.
+
+        Happens by itself when the engine is deleted or the program ends. Nothing happens the second time.
+        """
+        if self._mover.tiers is not None:
+            self._mover.tiers.close()
 
     def _make_scheduler(self) -> Scheduler:
         layout = self._cache.layout
         prefix = None
         if self._prefix_cache:
-            owner = f"{layout.row.format}/{layout.page_tokens}/".encode() + self.model.identity
-            prefix = PrefixIndex(page_tokens=layout.page_tokens, identity=owner)
-        pages = PageAllocator(
-            self._cache.num_pages,
-            page_tokens=layout.page_tokens,
-            on_evict=prefix.forget if prefix is not None else None,
-        )
-        return Scheduler(pages, prefix, self._limits)
+            prefix = PrefixIndex(page_tokens=layout.page_tokens, identity=self._identity)
+
+        def evicted(page: int) -> None:
+            link = prefix.forget(page) if prefix is not None else None
+            if link is not None:
+                self._mover.save(link, page)
+
+        pages = PageAllocator(self._cache.num_pages, page_tokens=layout.page_tokens, on_evict=evicted)
+        return Scheduler(pages, prefix, self._limits, self._mover)
 
     def _output(self, chunk: Chunk, token: Sampled, now: float) -> Output:
         """What a sampled token adds to its request; stop strings are found here, and end it."""

@@ -1,18 +1,26 @@
 """Which tokens the next step computes, and in which pages. Knows neither tensors nor text.
 
 Continuous batching: sequences that generate go first, then prompts in order of arrival, in chunks, as far as tokens,
-sequences and pages allow. When pages run out, the youngest running sequence goes back to the head of the queue and is
-computed again later; the oldest therefore always goes on, and `add` refuses what could not run even alone.
+sequences and pages allow. When pages run out, the youngest running sequence goes back to the head of the queue, and its
+pages are evicted when others need them; the oldest therefore always goes on, and `add` refuses a prompt that does not
+fit even alone.
+
+Who starts or comes back takes, in this order: pages of its beginning that are in the cache, pages from lower tiers,
+copied rows of a page that begins as it goes on. The rest is computed. A preempted sequence needs no swapping of its
+own: its full pages are found like those of any prefix, and loaded or computed again, whichever is quicker.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
 from latentkv.cache.pages import PageAccountingError, PageAllocator
-from latentkv.cache.prefix import NO_MATCH, PrefixIndex
+from latentkv.cache.prefix import NO_MATCH, Link, PrefixIndex
+from latentkv.cache.tiers.record import Rows
+from latentkv.cache.tiers.tiers import Fetched
 from latentkv.engine.state import Chunk, FinishReason, Sequence, Status, Step
 from latentkv.errors import CapacityError, OptionError, sentence
 
@@ -30,17 +38,62 @@ class Limits:
                 raise OptionError(sentence(name, expected="1 or more", got=getattr(self, name)))
 
 
+class Mover(Protocol):
+    """Who moves the bytes of pages; everything is done when a call returns (engine/mover.py)."""
+
+    def copy(self, source: int, target: int) -> None:
+        """Copy page `source` to page `target`."""
+        ...
+
+    def keep(self, link: Link, page: int) -> None:
+        """`page` is complete and holds `link`."""
+        ...
+
+    def fetch(self, link: Link) -> Fetched | None:
+        """The rows of a page from a lower tier; None when computing them is all that is left, or quicker."""
+        ...
+
+    def place(self, rows: Rows, page: int) -> None:
+        """Put rows that were fetched into `page`."""
+        ...
+
+
+@dataclass(slots=True)
+class Counts:
+    """What happened so far.
+
+    preemptions:       times that a running sequence had to give way
+    restored_tokens:   of preempted sequences, tokens whose rows were found when they came back
+    recomputed_tokens: of preempted sequences, tokens whose rows had to be computed again
+    queried_tokens:    of prompts that were looked up, each once
+    hit_tokens:        those found, by where: "device", "host", "swap", "cache"
+    """
+
+    preemptions: int = 0
+    restored_tokens: int = 0
+    recomputed_tokens: int = 0
+    queried_tokens: int = 0
+    hit_tokens: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def reused_tokens(self) -> int:
+        """Tokens of prompts that were found, wherever."""
+        return self.hit_tokens.total()
+
+
 class Scheduler:
     """Owns the queue, the running sequences (in order of arrival) and their pages."""
 
-    def __init__(self, pages: PageAllocator, prefix: PrefixIndex | None, limits: Limits) -> None:
+    def __init__(
+        self, pages: PageAllocator, prefix: PrefixIndex | None, limits: Limits, mover: Mover | None = None
+    ) -> None:
         self.pages = pages
         self.prefix = prefix
         self.limits = limits
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
-        self.preemptions = 0
-        self.reused_tokens = 0
+        self.counts = Counts()
+        self._mover = mover
 
     @property
     def has_work(self) -> bool:
@@ -48,19 +101,22 @@ class Scheduler:
         return bool(self.waiting or self.running)
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence. Raises CapacityError when the pool is too small for it even alone."""
-        # The last token of a sequence is never fed back, so it needs no row.
-        needed = self.pages.pages_for(sequence.limit_tokens - 1)
-        if needed > self.pages.num_pages:
+        """Queue a sequence; one that could outgrow the pool ends where the pool does.
+
+        Raises CapacityError when the pool is too small for the prompt even alone.
+        """
+        room = self.pages.num_pages * self.pages.page_tokens
+        if sequence.prompt_tokens > room:
             raise CapacityError(
                 sentence(
-                    f"prompt of {sequence.prompt_tokens} tokens with up to "
-                    f"{sequence.limit_tokens - sequence.prompt_tokens} tokens of output",
-                    expected=f"at most {self.pages.num_pages * self.pages.page_tokens} tokens in all (the page pool)",
-                    got=sequence.limit_tokens - 1,
-                    remedy="Lower max_tokens, shorten the prompt, or give the engine more cache_tokens.",
+                    "prompt",
+                    expected=f"at most {room} tokens (the page pool)",
+                    got=f"{sequence.prompt_tokens} tokens",
+                    remedy="Shorten it, or give the engine more cache_tokens.",
                 )
             )
+        # The last token of a sequence is never fed back, so it needs no row.
+        sequence.limit_tokens = min(sequence.limit_tokens, room + 1)
         self.waiting.append(sequence)
 
     def schedule(self) -> Step:
@@ -142,22 +198,62 @@ class Scheduler:
             return False
         self.waiting.popleft()
         self.running.append(sequence)
-        sequence.pages = [*found.pages, *self.pages.allocate(needed)]
+        sequence.pages = list(found.pages)
         sequence.prefix = found.tail
         sequence.computed = len(found.pages) * self.pages.page_tokens
         sequence.status = Status.RUNNING
-        if sequence.preemptions == 0:
-            sequence.reused_tokens = sequence.computed
-            self.reused_tokens += sequence.computed
+        hits = Counter(device=sequence.computed)
+        hits += self._load_following(sequence)
+        sequence.pages += self.pages.allocate(self.pages.pages_for(len(sequence.token_ids)) - len(sequence.pages))
+        hits["device"] += self._copy_beginning(sequence)
+        self._count_start(sequence, hits)
         return True
+
+    def _load_following(self, sequence: Sequence) -> Counter[str]:
+        """Bring back the pages that follow from lower tiers, as far as they go without a gap; tokens by tier."""
+        loaded: Counter[str] = Counter()
+        if self._mover is None or self.prefix is None:
+            return loaded
+        for link in self.prefix.following(sequence.token_ids, sequence.prefix):
+            fetched = self._mover.fetch(link)
+            if fetched is None:
+                break
+            # Fetched first: what is evicted for its page may take its place in the tier.
+            sequence.pages += self.pages.allocate(1)
+            self._mover.place(fetched.rows, sequence.pages[-1])
+            sequence.computed += self.pages.page_tokens
+            loaded[fetched.tier] += self.pages.page_tokens
+        self._index(sequence)
+        return loaded
+
+    def _copy_beginning(self, sequence: Sequence) -> int:
+        """Copy the rows of a page that begins as this sequence goes on, into its own page; the tokens they are."""
+        if self._mover is None or self.prefix is None:
+            return 0
+        found = self.prefix.beginning(sequence.token_ids, sequence.prefix)
+        if found is None:
+            return 0
+        self._mover.copy(found.page, sequence.pages[sequence.computed // self.pages.page_tokens])
+        sequence.computed += found.tokens
+        return found.tokens
+
+    def _count_start(self, sequence: Sequence, hits: Counter[str]) -> None:
+        if sequence.preemptions:
+            self.counts.restored_tokens += sequence.computed
+            self.counts.recomputed_tokens += max(0, sequence.lost_tokens - sequence.computed)
+            return
+        sequence.reused_tokens = sequence.computed
+        self.counts.queried_tokens += sequence.prompt_tokens if self.prefix is not None else 0
+        self.counts.hit_tokens += hits
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self.waiting.appendleft(sequence)
+        sequence.lost_tokens = sequence.computed
         self._give_back(sequence)
         sequence.status = Status.WAITING
         sequence.preemptions += 1
-        self.preemptions += 1
+        self.counts.preemptions += 1
 
     def _give_back(self, sequence: Sequence) -> None:
         self.pages.release(sequence.pages)
@@ -174,6 +270,9 @@ class Scheduler:
         inserted = self.prefix.insert(sequence.token_ids, sequence.pages[:full], after=sequence.prefix)
         self.pages.keep(inserted.pages)
         sequence.prefix = inserted.tail
+        if self._mover is not None:
+            for link, page in zip(inserted.links, inserted.pages, strict=True):
+                self._mover.keep(link, page)
 
 
 def _chunk(sequence: Sequence, budget: int) -> Chunk:

@@ -39,7 +39,8 @@ class Sequence:
     prefix:         the prefix index's chain over the full pages so far; None without an index
     limit_tokens:   length of `token_ids` at which the sequence ends
     stop_token_ids: tokens that end it, the model's own included
-    reused_tokens:  tokens of the prompt found in the cache when the sequence first ran
+    reused_tokens:  tokens of the prompt found in the cache or in a lower tier when the sequence first ran
+    lost_tokens:    how many had their rows in the cache when the sequence was last preempted
     """
 
     request: Request
@@ -52,6 +53,7 @@ class Sequence:
     status: Status = Status.WAITING
     finish_reason: FinishReason | None = None
     reused_tokens: int = 0
+    lost_tokens: int = 0
     preemptions: int = 0
 
     def __post_init__(self) -> None:

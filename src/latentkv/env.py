@@ -32,12 +32,36 @@ VARIABLES = (
         "Where latentkv keeps the user's own data, such as models added to the catalogue; "
         "by default `latentkv` in XDG_DATA_HOME, else in `~/.local/share`.",
     ),
+    Variable(
+        "LATENTKV_API_KEY",
+        "a key, or several with commas between them",
+        "Keys that `latentkv serve` asks its clients for, besides those of --api-key.",
+    ),
+    Variable(
+        "LATENTKV_ADMIN_KEY",
+        "a key, or several with commas between them",
+        "Keys that open the server's /admin, besides those of --admin-key.",
+    ),
 )
 
 
 def isa() -> str | None:
     """The forced instruction set, or None for the best one the CPU has."""
     return os.environ.get("LATENTKV_ISA") or None
+
+
+def api_keys() -> tuple[str, ...]:
+    """Keys that a server asks its clients for."""
+    return _words("LATENTKV_API_KEY")
+
+
+def admin_keys() -> tuple[str, ...]:
+    """Keys that open a server's /admin."""
+    return _words("LATENTKV_ADMIN_KEY")
+
+
+def _words(name: str) -> tuple[str, ...]:
+    return tuple(word for part in os.environ.get(name, "").split(",") if (word := part.strip()))
 
 
 def home() -> Path:

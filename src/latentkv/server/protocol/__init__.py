@@ -1,0 +1,1 @@
+"""Request bodies: which fields there are, which values they take, and which are refused."""

@@ -19,6 +19,7 @@ COMMANDS = (
     "inspect",
     "plan",
     "quantize",
+    "serve",
 )
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -100,8 +101,6 @@ def read_dump(path: str | Path) -> Dump:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error}).") from error
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, LatentKVError) as error:
-        if isinstance(error, CheckpointError):
-            raise
         why = f"{type(error).__name__}: {error}"
         raise CheckpointError(f"{path}: not a dump of an attention call, or a damaged one ({why}).") from error
 
@@ -122,7 +121,8 @@ def _rebuilt(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Dump:
         pages=pages,
         page_tokens=request.page_tokens,
     )
-    up = UpProjection(tensors["w_uk"], tensors["w_uv"]) if "w_uk" in tensors else None
+    _check_shapes(request, batch.num_tokens, tensors)
+    up = UpProjection(tensors["w_uk"], tensors["w_uv"]) if request.kind == "mla" else None
     call = Call(
         request, tensors["query"], LayerCache(rows, row), batch, float(about["scale"]), up, bool(about["causal"])
     )
@@ -131,6 +131,29 @@ def _rebuilt(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Dump:
         for index, who in enumerate(about["results"])
     )
     return Dump(call, (used, shadow), about)
+
+
+def _check_shapes(request: Request, tokens: int, tensors: Mapping[str, Tensor]) -> None:
+    """Kernels trust their arguments: raise CheckpointError unless these are what the request says."""
+    heads, latent, nope, value = (
+        request.num_heads,
+        request.kv_lora_rank,
+        request.qk_nope_head_dim,
+        request.v_head_dim,
+    )
+    rope = request.qk_rope_head_dim // request.rope_groups
+    width = {"mla": nope + rope, "absorbed": latent + rope, "kv": request.head_dim}[request.kind]
+    shapes: dict[str, tuple[int, ...]] = {"query": (tokens, heads, width)}
+    for index in range(2):
+        shapes[f"out.{index}"] = (tokens, heads, latent if request.kind == "absorbed" else value)
+        shapes[f"lse.{index}"] = (tokens, heads)
+    if request.kind == "mla":
+        shapes |= {"w_uk": (heads, nope, latent), "w_uv": (heads, value, latent)}
+    for name, shape in shapes.items():
+        if tensors[name].shape != shape:
+            raise CheckpointError(sentence(name, expected=list(shape), got=list(tensors[name].shape)))
+    if str(tensors["query"].dtype) != f"torch.{request.query_dtype}":
+        raise CheckpointError(sentence("query dtype", expected=request.query_dtype, got=tensors["query"].dtype))
 
 
 def _row(request: Request) -> RowLayout:
@@ -180,7 +203,7 @@ def _tokens(batch: Batch, sequences: range | list[int]) -> Tensor:
 
 
 def _sequence_of(batch: Batch, token: int) -> int:
-    return int(torch.searchsorted(batch.query_start, token, right=True)) - 1
+    return bisect_right(batch.query_start.tolist(), token) - 1
 
 
 def _size_bytes(tensors: Mapping[str, Tensor]) -> int:

@@ -78,10 +78,11 @@ class GuardState:
 class Guard:
     """Chooses who computes attention, step by step; see the module docstring.
 
-    order:    names of backends ("native:ISA" too) in the order of preference; by default plug-ins, then the registry's
-    plugins:  backends that are not in the registry
-    shadow:   recomputes a share of the steps
-    clock:    seconds that only grow, for the breakers
+    order:     names of backends ("native:ISA" too) in the order of preference; by default plug-ins, then the registry's
+    plugins:   backends that are not in the registry
+    preferred: the one that is asked before the others of the order, or "auto"
+    shadow:    recomputes a share of the steps
+    clock:     seconds that only grow, for the breakers
 
     Raises OptionError for an unknown name or an empty order.
     """
@@ -91,6 +92,7 @@ class Guard:
         order: Sequence[str] = (),
         *,
         plugins: Sequence[Backend] = (),
+        preferred: str = "auto",
         policy: BreakerPolicy | None = None,
         shadow: Shadow | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -103,7 +105,9 @@ class Guard:
         self._lock = threading.Lock()
         self._backends = {name: find_backend(name, plugins=plugins) for name in names}
         self._breakers = {name: Breaker(self._policy, clock) for name in names}
-        self._preferred = "auto"
+        self._preferred = preferred
+        if preferred != "auto":
+            self._know(preferred)
         self._last: Watch | None = None
         self._events: deque[Failure] = deque(maxlen=EVENTS_KEPT)
         self._paths: Counter[str] = Counter()

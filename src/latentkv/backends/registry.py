@@ -80,8 +80,9 @@ def load_plugin(spec: str) -> Backend:
         raise OptionError(sentence("backend plug-in", expected="module:factory", got=repr(spec)))
     try:
         made = getattr(import_module(module), factory)()
-    except (ImportError, AttributeError) as error:
-        raise OptionError(sentence("backend plug-in", expected="a factory that can be imported", got=error)) from error
+    except Exception as error:
+        got = f"{type(error).__name__}: {error}"
+        raise OptionError(sentence(f"backend plug-in {spec}", expected="a factory that works", got=got)) from error
     missing = [name for name in ("name", "supports", "plan", "run") if not hasattr(made, name)]
     if missing:
         got = f"{type(made).__name__} without {', '.join(missing)}"

@@ -8,6 +8,7 @@ import latentkv
 from latentkv.cli.program import Program, RunOptions
 
 COMMANDS = (
+    "backends",
     "bench",
     "catalog",
     "chat",
@@ -19,6 +20,7 @@ COMMANDS = (
     "inspect",
     "plan",
     "quantize",
+    "replay",
     "serve",
 )
 

@@ -12,6 +12,7 @@ from latentkv.cli.options import (
     ENGINE,
     OUTPUT,
     SAMPLING,
+    TIERS,
     checked_prompt,
     engine_options,
     sampling_params,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 @click.command(short_help="Continue a text.")
 @click.argument("model", required=False)
 @click.option("--prompt", "-p", metavar="TEXT", help="The text to continue.  [default: all of stdin]")
-@with_options(SAMPLING, ENGINE, OUTPUT)
+@with_options(SAMPLING, ENGINE, TIERS, OUTPUT)
 def generate(
     *, model: str | None, prompt: str | None, as_json: bool, no_stream: bool, no_stats: bool, **options: Any
 ) -> None:

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import click
 
 from latentkv.cache.layout import DEFAULT_PAGE_TOKENS, FORMATS, PAGE_TOKENS
+from latentkv.cache.tiers.options import TierOptions
 from latentkv.errors import OptionError, sentence
 from latentkv.planner.units import parse_bytes
 
 if TYPE_CHECKING:
     from latentkv.engine.sampling_params import SamplingParams
 
+NO_TIERS = TierOptions()
 Command = TypeVar("Command", bound=Callable[..., Any])
 SAMPLING_NAMES = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
 
@@ -28,6 +30,7 @@ class EngineOptions:
     cache_format: str
     page_tokens: int
     memory_bytes: int | Literal["available", "unlimited"] = "available"
+    tiers: TierOptions = NO_TIERS
 
 
 SAMPLING = (
@@ -88,6 +91,23 @@ ENGINE = (
         help="What weights may take: a size such as 8GiB, available (what is free now), or unlimited to try anyway.",
     ),
 )
+TIERS = (
+    click.option(
+        "--host-cache",
+        metavar="SIZE",
+        help="Memory for pages that leave the cache, such as 2GiB; they come back instead of being computed again.",
+    ),
+    click.option("--swap-dir", metavar="DIR", help="Folder for pages that find no room there; empty again at the end."),
+    click.option("--swap-bytes", metavar="SIZE", default="8GiB", show_default=True, help="Most that it may hold."),
+    click.option("--cache-dir", metavar="DIR", help="Folder that keeps all computed pages for the next run."),
+    click.option(
+        "--cache-dir-bytes",
+        metavar="SIZE",
+        default="8GiB",
+        show_default=True,
+        help="Most that it may hold for one model; the longest unused pages go first.",
+    ),
+)
 OUTPUT = (
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end instead of streaming."),
     click.option("--no-stream", is_flag=True, help="Print the output when it is complete."),
@@ -121,6 +141,20 @@ def engine_options(options: Mapping[str, Any]) -> EngineOptions:
         cache_format=options["cache_format"],
         page_tokens=int(options["page_tokens"]),
         memory_bytes=_memory(options["memory"]),
+        tiers=tier_options(options),
+    )
+
+
+def tier_options(options: Mapping[str, Any]) -> TierOptions:
+    """Where pages go that leave the cache, as the command line says; nowhere for a command without these options."""
+    if "host_cache" not in options:
+        return NO_TIERS
+    return TierOptions(
+        host_cache_bytes=parse_bytes(options["host_cache"], name="--host-cache") if options["host_cache"] else 0,
+        swap_dir=options["swap_dir"],
+        swap_bytes=parse_bytes(options["swap_bytes"], name="--swap-bytes"),
+        cache_dir=options["cache_dir"],
+        cache_dir_bytes=parse_bytes(options["cache_dir_bytes"], name="--cache-dir-bytes"),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import click
@@ -50,6 +50,7 @@ def load(model: str | None, options: EngineOptions) -> Running:
             tokenizer=loaded.tokenizer,
             cache_format=options.cache_format,
             page_tokens=options.page_tokens,
+            **asdict(options.tiers),
         )
         layout = layout_for(loaded.model.geometry, options.cache_format, page_tokens=options.page_tokens)
         path = loaded.model.attention_path(LatentCache(layout, num_pages=1))

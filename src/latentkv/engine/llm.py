@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 from latentkv.cache.layout import DEFAULT_PAGE_TOKENS
+from latentkv.cache.tiers.options import DEFAULT_DISK_BYTES
 from latentkv.engine.engine import Engine
 from latentkv.engine.output import Completion, EngineStats, Output
 from latentkv.engine.runner import Model
@@ -56,6 +57,12 @@ class LLM:
         max_batch_tokens: int = 2048,
         max_batch_sequences: int = 64,
         prefix_cache: bool = True,
+        host_cache_bytes: int = 0,
+        swap_dir: str | Path | None = None,
+        swap_bytes: int = DEFAULT_DISK_BYTES,
+        cache_dir: str | Path | None = None,
+        cache_dir_bytes: int = DEFAULT_DISK_BYTES,
+        adapter: str = "",
     ) -> None:
         if model is None or isinstance(model, str | Path):
             from latentkv.models.load import load_model
@@ -81,6 +88,12 @@ class LLM:
             max_batch_tokens=max_batch_tokens,
             max_batch_sequences=max_batch_sequences,
             prefix_cache=prefix_cache,
+            host_cache_bytes=host_cache_bytes,
+            swap_dir=swap_dir,
+            swap_bytes=swap_bytes,
+            cache_dir=cache_dir,
+            cache_dir_bytes=cache_dir_bytes,
+            adapter=adapter,
         )
         self._requests: dict[str, _Request] = {}
 
@@ -133,6 +146,10 @@ class LLM:
     def stats(self) -> EngineStats:
         """Counts since the model was loaded, and the state of the cache now."""
         return self.engine.stats()
+
+    def close(self) -> None:
+        """Write to `cache_dir` what waits to be written and let go of its folders, see `Engine.close`."""
+        self.engine.close()
 
     def _pieces(self, request: _Request) -> Iterator[str]:
         shown = 0

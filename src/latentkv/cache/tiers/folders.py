@@ -97,13 +97,13 @@ def _tell_of_others(folder: Path, own: Path) -> None:
 def _open_or_begin_anew(
     own: Path, lock: FolderLock, about: Mapping[str, str | int], page_bytes: int, limit_bytes: int
 ) -> DiskTier:
-    own.mkdir(exist_ok=True)
+    own.mkdir(mode=0o700, exist_ok=True)  # token ids are as private as the texts they come from
     try:
         return _open(own, lock, about, page_bytes, limit_bytes)
     except sqlite3.Error as error:
         logger.warning("%s is damaged (%s): its pages will be computed again", own, error)
     shutil.rmtree(own)
-    own.mkdir()
+    own.mkdir(mode=0o700)
     tier = _open(own, lock, about, page_bytes, limit_bytes)
     tier.damaged_pages += 1
     return tier

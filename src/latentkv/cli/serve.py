@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import asdict
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from latentkv import env
-from latentkv.cli.options import ENGINE, engine_options, with_options
+from latentkv.cli.backend_options import GUARD, make_guard
+from latentkv.cli.options import ENGINE, TIERS, engine_options, with_options
 from latentkv.errors import OptionError, sentence
 from latentkv.planner.units import parse_bytes
 
 if TYPE_CHECKING:
+    from latentkv.backends.guard import Guard
     from latentkv.engine.engine import Engine
     from latentkv.server.options import ServerOptions
 
@@ -67,7 +70,6 @@ BATCHING = (
     ),
     click.option("--max-batch-sequences", type=int, default=64, show_default=True, help="Most requests in one step."),
     click.option("--no-prefix-cache", is_flag=True, help="Compute every prompt from its beginning."),
-    click.option("--backend", default="auto", show_default=True, help="Attention backend, or auto."),
 )
 LOGS = (
     click.option("--log-json", is_flag=True, help="Write logs as one JSON object a line."),
@@ -83,7 +85,7 @@ LOGS = (
 
 @click.command(short_help="Serve a model over HTTP, as OpenAI's API.")
 @click.argument("model", required=False)
-@with_options(ADDRESS, KEYS, LIMITS, BATCHING, ENGINE, LOGS)
+@with_options(ADDRESS, KEYS, LIMITS, BATCHING, ENGINE, TIERS, GUARD, LOGS)
 def serve(*, model: str | None, **options: Any) -> None:
     """Serve MODEL: a folder, a .gguf file, a hub id, or nothing for the default model, SmolLM2-135M-Instruct.
 
@@ -95,14 +97,16 @@ def serve(*, model: str | None, **options: Any) -> None:
     from latentkv.server import logs, run
 
     logs.configure(json=options["log_json"], level=options["log_level"])
+    guard = make_guard(options)
     listening = run.listen(options["host"], options["port"])
     url = _url(options["host"], listening)
     click.echo(f"latentkv: loading {settings.model_names[0]}; listening on {url}", err=True)
     run.run(
-        lambda: _load(model, options),
+        lambda: _load(model, options, guard),
         settings,
         listening,
         announce=lambda: click.echo(f"latentkv: ready on {url}/v1, Ctrl-C ends it", err=True),
+        guard=guard,
     )
 
 
@@ -137,15 +141,13 @@ def _name_of(model: str | None) -> str:
     return path.resolve().name.removesuffix(".gguf") if path.exists() else model
 
 
-def _load(model: str | None, options: dict[str, Any]) -> Engine:
+def _load(model: str | None, options: dict[str, Any], guard: Guard) -> Engine:
     """Load the model; called in the engine's thread."""
     from latentkv.engine.engine import Engine
     from latentkv.models.load import load_model
 
     how = engine_options(options)
-    loaded = load_model(
-        model, dtype=how.dtype, attention=how.attention, memory_bytes=how.memory_bytes, backend=options["backend"]
-    )
+    loaded = load_model(model, dtype=how.dtype, attention=how.attention, memory_bytes=how.memory_bytes, guard=guard)
     return Engine(
         loaded.model,
         loaded.tokenizer,
@@ -155,6 +157,7 @@ def _load(model: str | None, options: dict[str, Any]) -> Engine:
         max_batch_tokens=options["max_batch_tokens"],
         max_batch_sequences=options["max_batch_sequences"],
         prefix_cache=not options["no_prefix_cache"],
+        **asdict(how.tiers),
     )
 
 

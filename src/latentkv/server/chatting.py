@@ -82,7 +82,7 @@ def prepare(body: ChatBody, engine: Engine, head: Head) -> Chatting:
     def ask(choice: int) -> Ask:
         return Ask(prompt, body.sampling_params(max_tokens=limit, logprobs=logprobs, choice=choice))
 
-    asks = [prompting.told_as("messages", lambda choice=choice: ask(choice)) for choice in range(body.choices)]
+    asks = prompting.told_as("messages", lambda: [ask(choice) for choice in range(body.choices)])
     return Chatting(body, engine, head, asks)
 
 

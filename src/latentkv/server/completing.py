@@ -89,7 +89,7 @@ def _asks(body: CompletionBody, engine: Engine, prompt: tuple[int, ...]) -> list
     def params(choice: int) -> Ask:
         return Ask(prompt, body.sampling_params(max_tokens=limit, logprobs=body.logprobs, choice=choice))
 
-    return [prompting.told_as("prompt", lambda choice=choice: params(choice)) for choice in range(body.choices)]
+    return prompting.told_as("prompt", lambda: [params(choice) for choice in range(body.choices)])
 
 
 def _choice(index: int, text: str, logprobs: dict[str, Any] | None, reason: str | None) -> dict[str, Any]:

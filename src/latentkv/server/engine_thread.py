@@ -83,16 +83,16 @@ class EngineThread:
     """Loads an engine and runs it until it is stopped.
 
     load:     makes the engine, in the thread; its errors end up in `failure`
-    observer: told about steps and outputs
+    observers: told about steps and outputs
     """
 
-    def __init__(self, load: Callable[[], Engine], observer: Observer) -> None:
+    def __init__(self, load: Callable[[], Engine], observers: Sequence[Observer]) -> None:
         self.state = EngineState.LOADING
         self.failure: BaseException | None = None
         self.stats: EngineStats | None = None
         self.step_started: float | None = None
         self._load = load
-        self._observer = observer
+        self._observers = tuple(observers)
         self._engine: Engine | None = None
         self._commands: SimpleQueue[Callable[[Engine], None]] = SimpleQueue()
         self._jobs: dict[str, Job] = {}
@@ -183,14 +183,16 @@ class EngineThread:
         now = time.perf_counter()
         self.stats = engine.stats()
         if before is not None:
-            self._observer.stepped(before, self.stats)
+            for observer in self._observers:
+                observer.stepped(before, self.stats)
         self._deliver([(job, output) for output in outputs if (job := self._take(engine, output, now)) is not None])
 
     def _take(self, engine: Engine, output: Output, now: float) -> Job | None:
         job = self._jobs.get(output.request_id)
         if job is None:
             return None
-        self._observer.produced(job, output, now)
+        for observer in self._observers:
+            observer.produced(job, output, now)
         if job.first_token is None:
             job.first_token = now
             self._add(engine, job.followers)
@@ -227,14 +229,18 @@ class EngineThread:
             job.cancelled = True
             if self._jobs.pop(job.id, None) is not None:
                 engine.abort(job.id)
-                self._observer.ended(job, "abort")
+                self._ended(job, "abort")
 
     def _fail_all(self, error: Exception) -> None:
         ended = [one for job in self._jobs.values() for one in (job, *job.followers)]
         self._jobs.clear()
         for job in ended:
-            self._observer.ended(job, "error")
+            self._ended(job, "error")
         self._deliver([(job, error) for job in ended])
+
+    def _ended(self, job: Job, reason: str) -> None:
+        for observer in self._observers:
+            observer.ended(job, reason)
 
     def _end(self, state: EngineState, error: EngineFailedError) -> None:
         self._fail_all(error)

@@ -45,7 +45,6 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._sources = _Sources()
         self.registry.register(self._sources)
-        self._prompt_queries = 0
 
         def seconds(name: str, help: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
             return Histogram(f"latentkv_{name}", help, buckets=buckets, registry=self.registry)
@@ -71,7 +70,6 @@ class Metrics:
     def produced(self, job: Job, output: Output, now: float) -> None:
         """A job got an output (engine's thread)."""
         if job.first_token is None:
-            self._prompt_queries += len(job.prompt_token_ids)
             self._first_token.observe(now - job.submitted)
         elif job.last_token is not None:
             self._next_token.observe(now - job.last_token)
@@ -102,8 +100,6 @@ class Metrics:
         """Read the engine's own counts from `stats`."""
         for kind, name, help, labels, read in _ENGINE:
             self.add_source(Source(kind, name, help, labels, _reader(stats, read)))
-        queries = "Prompt tokens looked up in the cache."
-        self.add_source(Source("counter", "prefix_cache_queries", queries, (), lambda: {(): self._prompt_queries}))
 
     def text(self) -> bytes:
         """Everything in Prometheus' text format."""
@@ -146,7 +142,7 @@ _ENGINE: tuple[_Engine, ...] = (
     ("gauge", "num_requests_waiting", "Choices in the engine's queue.", (), lambda s: {(): s.waiting}),
     ("gauge", "num_requests_running", "Choices being computed.", (), lambda s: {(): s.running}),
     ("counter", "preemptions", "Times a request gave its pages back.", (), lambda s: {(): s.preemptions}),
-    ("counter", "prefix_cache_hits", "Prompt tokens found in the cache.", (), lambda s: {(): s.reused_tokens}),
+    ("counter", "prefix_cache_hits", "Prompt tokens found.", (), lambda s: {(): s.prefix_hit_tokens}),
     ("counter", "prompt_tokens", "Prompt tokens computed.", (), lambda s: {(): s.prefill_tokens}),
     ("counter", "generation_tokens", "Tokens computed while decoding.", (), lambda s: {(): s.decode_tokens}),
     (
@@ -156,5 +152,17 @@ _ENGINE: tuple[_Engine, ...] = (
         ("state",),
         lambda s: {("free",): s.free_pages, ("held",): s.held_pages, ("cached",): s.cached_pages},
     ),
-    ("gauge", "cache_bytes", "Bytes of the cache.", ("tier",), lambda s: {("device",): s.cache_bytes}),
+    (
+        "gauge",
+        "cache_bytes",
+        "Bytes of the cache.",
+        ("tier",),
+        lambda s: {("device",): s.cache_bytes, ("host",): s.host_bytes, ("disk",): s.disk_bytes},
+    ),
+    ("counter", "swapped_out_pages", "Pages saved when they left the cache.", (), lambda s: {(): s.swapped_out_pages}),
+    ("counter", "swapped_in_pages", "Pages that came back from a tier.", (), lambda s: {(): s.swapped_in_pages}),
+    ("counter", "checksum_failures", "Pages found damaged in a file.", (), lambda s: {(): s.checksum_failures}),
+    ("counter", "restored_tokens", "Of preempted requests, found again.", (), lambda s: {(): s.restored_tokens}),
+    ("counter", "recomputed_tokens", "Of preempted requests, done again.", (), lambda s: {(): s.recomputed_tokens}),
+    ("counter", "prefix_cache_queries", "Prompt tokens looked up.", (), lambda s: {(): s.prefix_queries_tokens}),
 )

@@ -15,12 +15,15 @@ from types import FrameType
 
 import uvicorn
 
+from latentkv.backends.guard import Guard
 from latentkv.engine.engine import Engine
 from latentkv.server.app import create_app
+from latentkv.server.backend_metrics import BackendCollector
 from latentkv.server.context import Context
 from latentkv.server.engine_thread import EngineState, EngineThread
 from latentkv.server.metrics import Metrics
 from latentkv.server.options import ServerOptions
+from latentkv.server.recent import Recent
 from latentkv.server.service import Service
 
 logger = logging.getLogger(__name__)
@@ -91,12 +94,14 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def make_context(load: Callable[[], Engine], options: ServerOptions) -> Context:
-    """The parts of a server whose engine `load` will make."""
-    metrics = Metrics()
-    thread = EngineThread(load, metrics)
+def make_context(load: Callable[[], Engine], options: ServerOptions, *, guard: Guard | None = None) -> Context:
+    """The parts of a server whose engine `load` will make; `guard` is the one of that engine's model."""
+    metrics, recent = Metrics(), Recent()
+    if guard is not None:
+        metrics.registry.register(BackendCollector(guard))
+    thread = EngineThread(load, (metrics, recent))
     metrics.watch_engine(lambda: thread.stats)
-    return Context(options, Service(thread, options), metrics)
+    return Context(options, Service(thread, options), metrics, recent, guard)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -112,8 +117,13 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def run(
-    load: Callable[[], Engine], options: ServerOptions, listening: socket.socket, *, announce: Callable[[], None]
+    load: Callable[[], Engine],
+    options: ServerOptions,
+    listening: socket.socket,
+    *,
+    announce: Callable[[], None],
+    guard: Guard | None = None,
 ) -> None:
     """Serve until told to end. announce: called when requests are taken. Raises what loading raised."""
-    server = Server(make_context(load, options))
+    server = Server(make_context(load, options, guard=guard))
     asyncio.run(server.serve_until_told(listening, announce=announce))

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from latentkv.cache.prefix import PrefixIndex
+from latentkv.cache.prefix import Beginning, PrefixIndex
 
 
 def constant(data: bytes) -> bytes:
@@ -105,3 +105,43 @@ def test_colliding_digests_never_give_wrong_pages(digest: object) -> None:
             for depth, page in enumerate(index.match([*wanted, 0]).pages):
                 assert contents[page] == wanted[: 2 * depth + 2]
     assert index.pages
+
+
+def test_a_page_that_begins_as_wanted_is_found_and_the_longest_first() -> None:
+    index = PrefixIndex(page_tokens=4, identity=b"model")
+    index.insert([1, 2, 3, 4, 5, 6, 7, 8], [10, 11])
+    index.insert([1, 2, 3, 4, 5, 6, 9, 9], [20, 21])
+    tail = index.match([1, 2, 3, 4, 0]).tail
+    assert index.beginning([1, 2, 3, 4, 5, 6, 9, 0, 0], tail) == Beginning(21, 3)
+    assert index.beginning([1, 2, 3, 4, 5, 6, 9], tail) == Beginning(11, 2), "one token is left to compute"
+    assert index.beginning([1, 2, 3, 4, 5], tail) is None
+    assert index.beginning([1, 2, 3, 4, 6, 6], tail) is None
+    assert index.beginning([1, 2, 9, 9], None) == Beginning(10, 2)
+    assert index.forget(21).token_ids == (5, 6, 9, 9)
+    assert index.beginning([1, 2, 3, 4, 5, 6, 9, 0, 0], tail) == Beginning(11, 2)
+    assert index.forget(21) is None
+
+
+@pytest.mark.parametrize("digest", [constant, one_bit])
+def test_colliding_digests_never_give_wrong_beginnings(digest: object) -> None:
+    index = PrefixIndex(page_tokens=2, identity=b"model", digest=digest)
+    contents: dict[int, list[int]] = {}
+    prompts = [[a, b, c, d] for a in range(3) for b in range(3) for c in range(3) for d in range(3)]
+    for number, prompt in enumerate(prompts):
+        taken = index.insert(prompt, [2 * number, 2 * number + 1]).pages
+        contents |= {page: prompt[: 2 + 2 * (page % 2)] for page in taken}
+        for wanted in prompts:
+            found = index.match(wanted)
+            beginning = index.beginning(wanted, found.tail)
+            if beginning is not None:
+                known = 2 * len(found.pages) + beginning.tokens
+                assert contents[beginning.page][:known] == wanted[:known]
+
+
+def test_following_links_are_those_that_would_be_inserted() -> None:
+    index = make()
+    links = list(index.following([1, 2, 3, 4, 5], None))
+    assert [link.token_ids for link in links] == [(1, 2), (3, 4)]
+    assert [link.digest for link in index.insert([1, 2, 3, 4], [10, 11]).links] == [link.digest for link in links]
+    assert [link.depth for link in index.following([1, 2, 3, 4, 5], links[0])] == [2]
+    assert list(index.following([1, 2, 3, 4], links[0])) == [], "one token is left to compute"

@@ -8,12 +8,11 @@ into it: until a page is written it is read from memory.
 from __future__ import annotations
 
 import logging
-import sqlite3
 from functools import partial
 
 from latentkv.cache.tiers.books import SlotBooks
 from latentkv.cache.tiers.folder_lock import FolderLock
-from latentkv.cache.tiers.journal import Journal
+from latentkv.cache.tiers.journal import DAMAGED, Journal
 from latentkv.cache.tiers.page_file import PageFile
 from latentkv.cache.tiers.record import Rows, SavedPage, StoredPage
 from latentkv.cache.tiers.writer import Job, Writer
@@ -104,7 +103,7 @@ class DiskTier:
         if self._journal is not None:
             try:
                 self._journal.rank(self._books)
-            except sqlite3.Error as error:
+            except DAMAGED as error:
                 self._report(error)
             self._journal.close()
         self._file.close()
@@ -147,7 +146,7 @@ class DiskTier:
             error = job.future.exception()
             if error is None:
                 continue
-            if not isinstance(error, OSError | sqlite3.Error):
+            if not isinstance(error, (OSError, *DAMAGED)):
                 raise error
             self._report(error)
             if self._records.get(digest) is job.page.record:

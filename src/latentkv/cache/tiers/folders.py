@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import sqlite3
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from pathlib import Path
 
 from latentkv.cache.tiers.disk import DiskTier
 from latentkv.cache.tiers.folder_lock import FolderLock
-from latentkv.cache.tiers.journal import FILE_NAME, Journal, summary
+from latentkv.cache.tiers.journal import DAMAGED, FILE_NAME, Journal, summary
 from latentkv.cache.tiers.page_file import PageFile
 from latentkv.errors import OptionError, sentence
 
@@ -100,7 +99,7 @@ def _open_or_begin_anew(
     own.mkdir(mode=0o700, exist_ok=True)  # token ids are as private as the texts they come from
     try:
         return _open(own, lock, about, page_bytes, limit_bytes)
-    except sqlite3.Error as error:
+    except DAMAGED as error:
         logger.warning("%s is damaged (%s): its pages will be computed again", own, error)
     shutil.rmtree(own)
     own.mkdir(mode=0o700)
@@ -115,7 +114,7 @@ def _open(own: Path, lock: FolderLock, about: Mapping[str, str | int], page_byte
     try:
         journal.describe(about)
         return DiskTier("cache", file, lock, limit_bytes=limit_bytes, journal=journal)
-    except sqlite3.Error:
+    except DAMAGED:
         journal.close()
         file.close()
         raise
@@ -125,6 +124,6 @@ def _stored_model(own: Path) -> StoredModel:
     size_bytes = (own / PAGES_NAME).stat().st_size
     try:
         found = summary(own)
-    except sqlite3.Error:
+    except DAMAGED:
         return StoredModel(own, {}, 0, size_bytes)
     return StoredModel(own, found.about, found.pages, size_bytes)

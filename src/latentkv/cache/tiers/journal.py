@@ -18,6 +18,8 @@ from pathlib import Path
 from latentkv.cache.tiers.record import StoredPage
 
 FILE_NAME = "index.sqlite3"
+# What a damaged database, or a full disk, may raise; a ValueError where text that is none is to be decoded.
+DAMAGED = (sqlite3.Error, ValueError)
 _TABLES = """
 CREATE TABLE IF NOT EXISTS about (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS pages (
@@ -37,7 +39,7 @@ class Entry:
 
 
 class Journal:
-    """The index of one folder. Any method raises sqlite3.Error when the database is damaged or the disk full.
+    """The index of one folder. Any method raises one of DAMAGED when the database is damaged or the disk full.
 
     Opened by one thread, then used by one thread at a time.
     """
@@ -49,7 +51,7 @@ class Journal:
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute("PRAGMA synchronous = NORMAL")
             self._database.executescript(_TABLES)
-        except sqlite3.Error:
+        except DAMAGED:
             self._database.close()
             raise
 
@@ -59,7 +61,7 @@ class Journal:
         self._database.executemany("INSERT OR REPLACE INTO about VALUES (?, ?)", rows)
 
     def entries(self) -> list[Entry]:
-        """All pages, the longest unused first. Raises sqlite3.DatabaseError for a damaged database."""
+        """All pages, the longest unused first. Raises one of DAMAGED for a damaged database."""
         (verdict,) = self._database.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
             raise sqlite3.DatabaseError(verdict)
@@ -98,7 +100,7 @@ class Summary:
 
 
 def summary(folder: Path) -> Summary:
-    """Read a folder's description without changing it. Raises sqlite3.Error when it has none or it is damaged."""
+    """Read a folder's description without changing it. Raises one of DAMAGED when it has none or it is damaged."""
     with closing(sqlite3.connect(f"file:{(folder / FILE_NAME).absolute().as_posix()}?mode=ro", uri=True)) as database:
         about = dict(database.execute("SELECT name, value FROM about").fetchall())
         (pages,) = database.execute("SELECT COUNT(*) FROM pages").fetchone()

@@ -6,6 +6,7 @@ import click
 
 from latentkv.cli.bench_kernels import attention, linear
 from latentkv.cli.bench_model import model
+from latentkv.cli.bench_serve import serve
 
 
 @click.group(short_help="Measure speed on this machine.")
@@ -16,3 +17,4 @@ def bench() -> None:
 bench.add_command(attention)
 bench.add_command(linear)
 bench.add_command(model)
+bench.add_command(serve)

@@ -94,7 +94,7 @@ def serve(*, model: str | None, server_options: tuple[str, ...], **options: Any)
     between two pieces, TPOT is the mean per token after the first. Ctrl-C shows what was measured so far.
     """
     if model is not None and model.startswith("-"):  # no MODEL before the --
-        model, server_options = None, (model, *server_options)
+        server_options, model = (model, *server_options), None
     _check(model, server_options, options)
     import asyncio
 

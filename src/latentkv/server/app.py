@@ -15,7 +15,7 @@ import latentkv
 from latentkv.server.api_error import APIError
 from latentkv.server.context import Context
 from latentkv.server.middleware import RequestMiddleware, error_response
-from latentkv.server.routes import admin, completions, models, operations, status, tokens
+from latentkv.server.routes import admin, completions, models, operations, status, tokens, ui
 from latentkv.server.validation import api_error
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ def create_app(context: Context) -> FastAPI:
     """The ASGI application of one server."""
     app = FastAPI(title="latentkv", version=latentkv.__version__, redoc_url=None)
     app.state.context = context
-    for routes in (completions, models, tokens, operations, status, admin):
+    for routes in (completions, models, tokens, operations, status, admin, ui):
         app.include_router(routes.router)
     app.add_exception_handler(APIError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)

@@ -1,0 +1,5 @@
+import { chat } from "./chat.js";
+import { watch } from "./status.js";
+
+chat();
+watch();

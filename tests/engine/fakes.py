@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -69,7 +70,7 @@ class CacheReadingModel:
             self.fail_at_call = None
             raise self.failure
         self.calls.append(batch.lengths)
-        parts = {"latent": token_ids[:, None].float(), "rope": (batch.positions[:, None] % 128).float()}
+        parts = {"latent": self._latent(token_ids), "rope": (batch.positions[:, None] % 128).float()}
         for layer in range(self.geometry.num_hidden_layers):
             cache.layer(layer).write(batch.slots, parts)
         rows = [self._row(int(row), batch, cache) for row in logit_rows]
@@ -81,7 +82,26 @@ class CacheReadingModel:
         pages = batch.page_table[sequence, positions // batch.page_tokens].long()
         read = cache.layer(1).read(pages * batch.page_tokens + positions % batch.page_tokens)
         assert read["rope"][:, 0].tolist() == (positions % 128).tolist(), "rows of other positions"
-        return scripted_logits([int(token) for token in read["latent"][:, 0]], salt=self.salt)
+        return scripted_logits(self._tokens(read["latent"]), salt=self.salt)
+
+    def _latent(self, token_ids: Tensor) -> Tensor:
+        return token_ids[:, None].float()
+
+    def _tokens(self, latent: Tensor) -> list[int]:
+        return [int(token) for token in latent[:, 0]]
+
+
+class AnyFormatModel(CacheReadingModel):
+    """Writes each token as the signs of nine numbers, which every format keeps, 4-bit codes too."""
+
+    geometry = replace(CacheReadingModel.geometry, kv_lora_rank=9)
+    bits = 2 ** torch.arange(9)
+
+    def _latent(self, token_ids: Tensor) -> Tensor:
+        return torch.where(token_ids[:, None] & self.bits > 0, 1.0, -1.0)
+
+    def _tokens(self, latent: Tensor) -> list[int]:
+        return [int(token) for token in ((latent > 0) * self.bits).sum(1)]
 
 
 class ByteStream:

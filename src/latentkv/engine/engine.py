@@ -331,13 +331,15 @@ class Engine:
         if self._prefix_cache:
             prefix = PrefixIndex(page_tokens=layout.page_tokens, identity=self._identity)
 
+        mover = self._mover  # not `self`: in a cycle the engine would not let go of its folders when it is deleted
+
         def evicted(page: int) -> None:
             link = prefix.forget(page) if prefix is not None else None
             if link is not None:
-                self._mover.save(link, page)
+                mover.save(link, page)
 
         pages = PageAllocator(self._cache.num_pages, page_tokens=layout.page_tokens, on_evict=evicted)
-        return Scheduler(pages, prefix, self._limits, self._mover)
+        return Scheduler(pages, prefix, self._limits, mover)
 
     def _output(self, chunk: Chunk, token: Sampled, now: float) -> Output:
         """What a sampled token adds to its request; stop strings are found here, and end it."""

@@ -74,7 +74,7 @@ class EngineStats:
     reused_tokens:     prompt tokens that were found in the cache or a lower tier instead
 
     Of the tiers (docs/tiers.md); zero without:
-    swapped_out_pages:     pages saved when they left the cache
+    swapped_out_pages:     pages given to a tier, when they left the cache or (with `cache_dir`) were computed
     swapped_in_pages:      pages that came back into it, from any tier
     checksum_failures:     pages found damaged or missing in a file; they were computed again
     prefix_queries_tokens: prompt tokens that were looked up, each prompt once

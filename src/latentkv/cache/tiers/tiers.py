@@ -90,6 +90,7 @@ class Tiers:
     def keep(self, link: Link, read_rows: Callable[[], Rows]) -> None:
         """A page was computed: write it to the persistent tier, unless it is there."""
         if self._cache is not None and self._cache.find(link.digest) is None:
+            self._swapped_out += 1
             self._cache.put(SavedPage.of(link, read_rows()))
 
     def fetch(self, link: Link) -> Fetched | None:

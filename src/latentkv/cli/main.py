@@ -10,6 +10,7 @@ from latentkv.cli.program import Program, RunOptions
 COMMANDS = (
     "backends",
     "bench",
+    "cache",
     "catalog",
     "chat",
     "claims",

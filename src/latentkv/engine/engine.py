@@ -20,7 +20,7 @@ from latentkv.cache.layout import DEFAULT_PAGE_TOKENS, CacheLayout, layout_for
 from latentkv.cache.pages import PageAccountingError, PageAllocator
 from latentkv.cache.prefix import PrefixIndex
 from latentkv.cache.tiers.options import DEFAULT_DISK_BYTES, TierOptions
-from latentkv.engine.identity import cache_identity
+from latentkv.engine.identity import cache_identity, describe
 from latentkv.engine.mover import PageMover
 from latentkv.engine.output import EngineStats, Output, Timings
 from latentkv.engine.runner import Model, run_step
@@ -141,7 +141,7 @@ class Engine:
         self._cache = LatentCache(layout, _pool_pages(layout, cache_tokens), device=model.device)
         self._prefix_cache = prefix_cache
         self._identity = cache_identity(model, layout, adapter, all_weights=cache_dir is not None)
-        self._mover = PageMover.open(self._cache, tiers, identity=self._identity)
+        self._mover = PageMover.open(self._cache, tiers, identity=self._identity, model=describe(model))
         if self._mover.tiers is not None:
             weakref.finalize(self, self._mover.tiers.close)
         self._scheduler = self._make_scheduler()

@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol, runtime_checkable
-
 import torch
 import xxhash
-from torch import Tensor
 
 from latentkv.cache.layout import CacheLayout
 from latentkv.engine.runner import Model
-
-
-@runtime_checkable
-class HasTensors(Protocol):
-    """A model whose weights can be listed."""
-
-    def tensors(self) -> Iterator[Tensor]:
-        """Every weight once, in a fixed order."""
-        ...
+from latentkv.models.model import Model as LoadedModel
 
 
 def cache_identity(model: Model, layout: CacheLayout, adapter: str, *, all_weights: bool) -> bytes:
@@ -30,11 +18,19 @@ def cache_identity(model: Model, layout: CacheLayout, adapter: str, *, all_weigh
     all_weights: with a digest of every weight beside the sample in `model.identity`, for pages that outlive the process
                  and may meet a model of which only some rows were trained further; it reads all weights once
     """
-    weights = _weights_digest(model) if all_weights and isinstance(model, HasTensors) else b""
+    weights = _weights_digest(model) if all_weights and isinstance(model, LoadedModel) else b""
     return b"\0".join((repr(layout).encode(), adapter.encode(), model.identity, weights))
 
 
-def _weights_digest(model: HasTensors) -> bytes:
+def describe(model: Model) -> str:
+    """The same for people: what kind of model, and how large."""
+    if not isinstance(model, LoadedModel):
+        return type(model).__name__
+    source = model.config.source
+    return f"{source.get('converted_from', source['model_type'])}, {model.num_parameters:,} parameters"
+
+
+def _weights_digest(model: LoadedModel) -> bytes:
     state = xxhash.xxh3_128()
     for tensor in model.tensors():
         state.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

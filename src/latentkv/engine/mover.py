@@ -17,10 +17,14 @@ class PageMover:
         self.tiers = tiers
 
     @staticmethod
-    def open(cache: LatentCache, options: TierOptions, *, identity: bytes) -> PageMover:
-        """With the tiers that `options` ask for. Raises OptionError for a folder that cannot be used."""
+    def open(cache: LatentCache, options: TierOptions, *, identity: bytes, model: str) -> PageMover:
+        """With the tiers that `options` ask for. Raises OptionError for a folder that cannot be used.
+
+        identity: whose rows they are; model: the same for people
+        """
         layout = cache.layout
         about: dict[str, str | int] = {
+            "model": model,
             "format": layout.row.format,
             "layers": layout.num_hidden_layers,
             "page tokens": layout.page_tokens,

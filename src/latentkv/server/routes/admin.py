@@ -1,16 +1,19 @@
-"""/admin/backend: who computes attention, what failed, and switching under traffic.
+"""/admin/backend: who computes attention, what failed, and switching under traffic; /admin/check: the pages' books.
 
 The admin key was checked before these run (server/auth.py).
 """
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter
 
 from latentkv.backends.guard import Guard
+from latentkv.cache.pages import PageAccountingError
+from latentkv.engine.engine import Engine
 from latentkv.errors import OptionError, UnsupportedError
 from latentkv.server.api_error import APIError, refused
 from latentkv.server.context import Context, Ctx
@@ -36,6 +39,21 @@ async def switch(body: BackendBody, context: Ctx) -> dict[str, Any]:
     except (OptionError, UnsupportedError) as error:
         raise refused("backend", str(error).removeprefix("backend: ")) from error
     return _state(guard)
+
+
+@router.post("/check")
+async def check(context: Ctx) -> dict[str, Any]:
+    """Compare the books of pages, requests and prefixes between two steps; `problem` is null when they agree."""
+    context.service.check_ready()
+    return {"problem": await asyncio.wrap_future(context.service.thread.call(_problem))}
+
+
+def _problem(engine: Engine) -> str | None:
+    try:
+        engine.check()
+    except (PageAccountingError, ValueError) as error:
+        return str(error)
+    return None
 
 
 def _guard(context: Context) -> Guard:

@@ -1,7 +1,7 @@
 // A plot of the last minutes: lines, or areas stacked on each other. Knows nothing of what is plotted.
 
 const NAMESPACE = "http://www.w3.org/2000/svg";
-const HEIGHT = 96, TOP = 8, BOTTOM = 14, LEFT = 44;
+const HEIGHT = 120, TOP = 8, BOTTOM = 14, LEFT = 44;
 
 export const SAMPLES = 180;
 

@@ -83,7 +83,7 @@ function reused(tokens) {
 function backend(told) {
   if (!told) return "–";
   const [first] = Object.entries(told.steps).sort((one, other) => other[1] - one[1]);
-  const replaced = told.preferred && told.active !== told.preferred ? `, instead of ${told.preferred}` : "";
+  const replaced = told.preferred !== "auto" && told.active !== told.preferred ? `, instead of ${told.preferred}` : "";
   return first ? `${first[0]}${replaced}` : `${told.active}${replaced}`;
 }
 

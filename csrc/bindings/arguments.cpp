@@ -24,20 +24,34 @@ CodeFormat code_format(const std::string& name) {
 
 }  // namespace
 
-RowCodes codes_of(nb::tuple codes, std::int64_t rope_width, std::int64_t row_bytes) {
+RowCodes codes_of(nb::tuple codes, std::int64_t row_bytes) {
   const auto number = [&](std::size_t i) { return nb::cast<std::int64_t>(codes[i]); };
-  const RowCodes found{code_format(nb::cast<nb::str>(codes[0]).c_str()), number(1), number(2), number(3) == 2, number(4),
-                       number(5), row_bytes};
-  const std::int64_t scales = found.group > 0 ? (found.width + found.group - 1) / found.group : 0;
-  const std::int64_t units = (found.width + kCodeUnit - 1) / kCodeUnit;
-  const std::int64_t code_bytes = found.format == CodeFormat::int6   ? units * 48
-                                  : found.format == CodeFormat::int4 ? units * 32
-                                                                     : found.width;
-  const bool fits = found.width >= 0 && found.group > 0 && found.group % kCodeUnit == 0 && code_bytes <= found.scale_offset &&
-                    found.scale_offset + scales * number(3) <= found.rope_offset &&
-                    found.rope_offset + rope_width * 2 <= row_bytes;
-  if (!fits) refuse("codes", "parts within a row of " + std::to_string(row_bytes) + " bytes", "others");
-  return found;
+  const CodeFormat format = code_format(nb::cast<nb::str>(codes[0]).c_str());
+  return {format, number(1), number(2), number(3) == 2, number(4), number(5), row_bytes};
+}
+
+void check_codes(const RowCodes& codes, std::int64_t rope_width) {
+  const std::int64_t scales = codes.group > 0 ? (codes.width + codes.group - 1) / codes.group : 0;
+  const std::int64_t units = (codes.width + kCodeUnit - 1) / kCodeUnit;
+  const std::int64_t code_bytes = codes.format == CodeFormat::int6   ? units * 48
+                                  : codes.format == CodeFormat::int4 ? units * 32
+                                                                     : codes.width;
+  const bool fits = codes.width >= 0 && codes.group > 0 && codes.group % kCodeUnit == 0 && code_bytes <= codes.scale_offset &&
+                    codes.scale_offset + scales * (codes.short_scales ? 2 : 4) <= codes.rope_offset &&
+                    codes.rope_offset + rope_width * 2 <= codes.row_bytes;
+  if (!fits) refuse("codes", "parts within a row of " + std::to_string(codes.row_bytes) + " bytes", "others");
+}
+
+void check_latent_row(const RowCodes& codes, std::int64_t latent_width, std::int64_t rope_width, std::int64_t row_elements,
+                      bool rotated) {
+  if (codes.format == CodeFormat::none) {
+    expect_size("elements of kv", row_elements, latent_width + rope_width);
+    if (rotated) throw Declined("a rotated latent that is not stored as codes");
+    return;
+  }
+  check_codes(codes, rope_width);
+  expect_size("codes of a row", latent_width, codes.width);
+  if (latent_width > kMostWritten) throw Declined("a latent of more than " + std::to_string(kMostWritten) + " codes");
 }
 
 Matrix cache_rows(nb::handle object, std::initializer_list<DType> dtypes) {
@@ -78,6 +92,11 @@ AngleTable angles_of(nb::tuple cos_sin, std::int64_t tokens, std::int64_t pairs)
   const Matrix cos = angle_part(cos_sin[0], "cosine", tokens, pairs);
   const Matrix sin = angle_part(cos_sin[1], "sine", tokens, pairs);
   return {static_cast<const float*>(cos.data), static_cast<const float*>(sin.data), pairs, cos.stride, sin.stride};
+}
+
+AngleTable angles_of(nb::tuple cos_sin, std::int64_t tokens) {
+  expect_size("angles", 2, static_cast<std::int64_t>(cos_sin.size()));
+  return angles_of(cos_sin, tokens, matrix_of(cos_sin[0], "cosine", {DType::f32}).cols);
 }
 
 std::int64_t pairs_of(std::int64_t width) {

@@ -9,7 +9,15 @@ namespace latentkv {
 Matrix cache_rows(nanobind::handle object, std::initializer_list<DType> dtypes = kStored);
 
 // (format, codes, group, bytes of a scale, offset of the scales, offset of the RoPE part) of rows of so many bytes.
-RowCodes codes_of(nanobind::tuple codes, std::int64_t rope_width, std::int64_t row_bytes);
+RowCodes codes_of(nanobind::tuple codes, std::int64_t row_bytes);
+
+// Throws ShapeError unless codes, scales and a RoPE part of this width lie one behind the other within the row.
+void check_codes(const RowCodes& codes, std::int64_t rope_width);
+
+// That a row holds a latent and a RoPE part of these widths, in codes or (CodeFormat::none) as numbers, and can be
+// written. Throws ShapeError, and Declined for what only the reference writes.
+void check_latent_row(const RowCodes& codes, std::int64_t latent_width, std::int64_t rope_width, std::int64_t row_elements,
+                      bool rotated);
 
 // [tokens] int64 inside the cache. Throws nanobind::index_error, before anything is written, for one outside.
 const std::int64_t* slots_of(nanobind::handle object, std::int64_t tokens, const Matrix& cache);
@@ -20,7 +28,8 @@ Array weight_of(nanobind::handle object, const char* name, std::int64_t n);
 // The same or None, with its epsilon.
 Norm norm_of(nanobind::handle weight, const char* name, std::int64_t n, float eps);
 
-// (cosine, sine), each [tokens, pairs] float32.
+// (cosine, sine), each [tokens, pairs] float32; of so many pairs, or of any number.
+AngleTable angles_of(nanobind::tuple cos_sin, std::int64_t tokens);
 AngleTable angles_of(nanobind::tuple cos_sin, std::int64_t tokens, std::int64_t pairs);
 
 // The pairs in a rotated head or block of `width` elements. Throws ShapeError when one would be left over.

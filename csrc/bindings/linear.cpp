@@ -1,18 +1,11 @@
-#include <vector>
+#include "bindings/linear.h"
 
 #include "bindings/arguments.h"
-#include "bindings/memory.h"
 #include "bindings/ops.h"
 
 namespace latentkv {
 namespace nb = nanobind;
 namespace {
-
-// A checked weight that keeps its arrays alive: what Python hands over with every call.
-struct Weight {
-  LinearWeight map;
-  nb::object kept;
-};
 
 void set_bias(LinearWeight& weight, nb::handle bias) {
   if (bias.is_none()) return;
@@ -80,67 +73,11 @@ Weight grouped_weight(nb::object codes, nb::object scales, nb::object minima, nb
   return {map, nb::make_tuple(codes, scales, minima, bias)};
 }
 
-char* row_of(const Matrix& matrix, std::int64_t row) {
-  return static_cast<char*>(matrix.data) + row * matrix.stride * (matrix.dtype == DType::f32 ? 4 : 2);
+void run(LinearCall& call) {
+  nb::gil_scoped_release unlocked;
+  Buffer scratch;
+  call.run(scratch);
 }
-
-Matrix rows_of(const Matrix& matrix, std::int64_t first, std::int64_t count) {
-  return {row_of(matrix, first), matrix.dtype, count, matrix.cols, matrix.stride};
-}
-
-void check_job(const LinearJob& job) {
-  expect_size("inputs", job.weight->cols, job.x.cols);
-  expect_size("outputs", job.weight->rows, job.out.cols);
-  expect_size("rows of out", job.x.rows, job.out.rows);
-  if (job.gate != nullptr) {
-    const LinearWeight &a = *job.weight, &b = *job.gate;
-    expect_size("outputs of the gate", a.rows, b.rows);
-    expect_size("inputs of the gate", a.cols, b.cols);
-    const bool alike = a.format == b.format && a.group == b.group;
-    if (!alike) throw Declined("gate: another format than the weight");
-  }
-  if (job.residual.data != nullptr) {
-    expect_size("rows of the residual", job.out.rows, job.residual.rows);
-    expect_size("columns of the residual", job.out.cols, job.residual.cols);
-  }
-}
-
-// A call on its way: jobs of as many rows as the kernel wants.
-class Jobs {
- public:
-  Jobs(const Isa& isa, bool integer, int threads) : isa_(isa), integer_(integer), threads_(threads < 1 ? 1 : threads) {}
-
-  void add(const LinearJob& job) {
-    check_job(job);
-    if (job.out.cols == 0) return;
-    const std::int64_t rows = isa_.kernels->linear_rows(job, integer_);
-    for (std::int64_t row = 0; row < job.x.rows; row += rows) {
-      const std::int64_t count = job.x.rows - row < rows ? job.x.rows - row : rows;
-      LinearJob part = job;
-      part.x = rows_of(job.x, row, count);
-      part.out = rows_of(job.out, row, count);
-      if (job.residual.data != nullptr) part.residual = rows_of(job.residual, row, count);
-      jobs_.push_back(part);
-    }
-  }
-
-  void run() const {
-    if (jobs_.empty()) return;
-    LinearParams p{jobs_.data(), static_cast<std::int64_t>(jobs_.size()), integer_, threads_, nullptr};
-    nb::gil_scoped_release unlocked;
-    const Floats scratch = allocate(isa_.kernels->linear_scratch(p) / static_cast<std::int64_t>(sizeof(float)));
-    p.scratch = reinterpret_cast<char*>(scratch.get());
-    isa_.kernels->linear(p);
-  }
-
- private:
-  const Isa& isa_;
-  bool integer_;
-  int threads_;
-  std::vector<LinearJob> jobs_;
-};
-
-const LinearWeight* map_of(nb::handle object) { return &nb::cast<const Weight&>(object).map; }
 
 // outs[i] = factor * (x weights[i]ᵀ + bias) + residual.
 void linear(const Isa& isa, nb::handle x, nb::tuple weights, nb::tuple outs, nb::handle residual, float factor,
@@ -151,13 +88,13 @@ void linear(const Isa& isa, nb::handle x, nb::tuple weights, nb::tuple outs, nb:
   job.factor = factor;
   job.norm = norm_of(norm, "norm", job.x.cols, eps);
   if (!residual.is_none()) job.residual = matrix_of(residual, "residual", kFloats);
-  Jobs jobs(isa, integer, threads);
+  LinearCall call(isa, integer, threads);
   for (std::size_t i = 0; i < weights.size(); ++i) {
-    job.weight = map_of(weights[i]);
+    job.weight = &map_of(weights[i]);
     job.out = matrix_of(outs[i], "out", kFloats);
-    jobs.add(job);
+    call.add(job);
   }
-  jobs.run();
+  run(call);
 }
 
 // out = silu(x gateᵀ) * (x upᵀ).
@@ -166,13 +103,13 @@ void linear_gated(const Isa& isa, nb::handle x, nb::handle gate, nb::handle up, 
   LinearJob job{};
   job.x = matrix_of(x, "x", kFloats);
   job.factor = 1.0f;
-  job.weight = map_of(up);
-  job.gate = map_of(gate);
+  job.weight = &map_of(up);
+  job.gate = &map_of(gate);
   job.out = matrix_of(out, "out", kFloats);
   job.norm = norm_of(norm, "norm", job.x.cols, eps);
-  Jobs jobs(isa, integer, threads);
-  jobs.add(job);
-  jobs.run();
+  LinearCall call(isa, integer, threads);
+  call.add(job);
+  run(call);
 }
 
 // Rows of x in stretches, counts[i] of them for weights[i]: out = x weightᵀ, or silu(x gateᵀ) * (x weightᵀ).
@@ -180,7 +117,7 @@ void linear_groups(const Isa& isa, nb::handle x, nb::tuple counts, nb::tuple wei
                    bool integer, int threads) {
   const Matrix from = matrix_of(x, "x", kFloats), to = matrix_of(out, "out", kFloats);
   if (weights.size() != counts.size()) refuse("counts", std::to_string(weights.size()), std::to_string(counts.size()));
-  Jobs jobs(isa, integer, threads);
+  LinearCall call(isa, integer, threads);
   std::int64_t row = 0;
   for (std::size_t i = 0; i < weights.size(); ++i) {
     const auto count = nb::cast<std::int64_t>(counts[i]);
@@ -188,17 +125,19 @@ void linear_groups(const Isa& isa, nb::handle x, nb::tuple counts, nb::tuple wei
     LinearJob job{};
     job.x = rows_of(from, row, count);
     job.out = rows_of(to, row, count);
-    job.weight = map_of(weights[i]);
-    if (!gates.is_none()) job.gate = map_of(nb::borrow<nb::tuple>(gates)[i]);
+    job.weight = &map_of(weights[i]);
+    if (!gates.is_none()) job.gate = &map_of(nb::borrow<nb::tuple>(gates)[i]);
     job.factor = 1.0f;
-    jobs.add(job);
+    call.add(job);
     row += count;
   }
   expect_size("rows of x", row, from.rows);
-  jobs.run();
+  run(call);
 }
 
 }  // namespace
+
+const LinearWeight& map_of(nb::handle object) { return nb::cast<const Weight&>(object).map; }
 
 void bind_linear(nb::module_& module, nb::class_<Isa>& isa) {
   nb::class_<Weight>(module, "Weight")

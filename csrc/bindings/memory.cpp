@@ -12,6 +12,14 @@ Floats allocate(std::int64_t floats) {
   return Floats(memory);
 }
 
+float* Buffer::floats(std::int64_t count) {
+  if (count > size_) {
+    memory_ = allocate(count);
+    size_ = count;
+  }
+  return memory_.get();
+}
+
 Array cube_of(nanobind::handle object, const char* name, std::initializer_list<DType> dtypes) {
   const Array array = array_of(object, name);
   if (array.ndim != 3) refuse(name, "3 dimensions", std::to_string(array.ndim));

@@ -7,7 +7,11 @@
 namespace latentkv {
 
 void bind_attention(nanobind::class_<Isa>& isa);
+void bind_blocks(nanobind::module_& module, nanobind::class_<Isa>& isa);
 void bind_ceiling(nanobind::class_<Isa>& isa);
+void bind_gated_block(nanobind::module_& module);
+void bind_grouped_block(nanobind::module_& module);
+void bind_latent_block(nanobind::module_& module);
 void bind_linear(nanobind::module_& module, nanobind::class_<Isa>& isa);
 void bind_project(nanobind::class_<Isa>& isa);
 void bind_rms_norm(nanobind::class_<Isa>& isa);

@@ -1,14 +1,13 @@
-#include "bindings/memory.h"
+#include "bindings/project.h"
+
 #include "bindings/ops.h"
 
 namespace latentkv {
 namespace nb = nanobind;
 namespace {
 
-using Kernel = void (*Kernels::*)(const ProjectParams&);
-
 // w is [H, w_rows, w_columns].
-void project(const Isa& isa, Kernel kernel, const Array& out, const Array& x, const Array& w, std::int64_t w_rows,
+void project(const Isa& isa, ProjectKernel kernel, const Array& out, const Array& x, const Array& w, std::int64_t w_rows,
              std::int64_t w_columns, int threads) {
   expect_size("tokens of x", out.shape[0], x.shape[0]);
   expect_size("heads of x", out.shape[1], x.shape[1]);
@@ -29,11 +28,9 @@ void project(const Isa& isa, Kernel kernel, const Array& out, const Array& x, co
   p.out_token_stride = out.stride[0];
   p.out_head_stride = out.stride[1];
   p.threads = threads < 1 ? 1 : threads;
-  if (p.tokens == 0 || p.heads == 0 || p.out_width == 0) return;
   nb::gil_scoped_release unlocked;
-  const Floats scratch = allocate(isa.kernels->project_scratch(p) * p.threads);
-  p.scratch = scratch.get();
-  (isa.kernels->*kernel)(p);
+  Buffer scratch;
+  run_project(isa, kernel, p, scratch);
 }
 
 void project_rows(const Isa& isa, nb::handle out, nb::handle x, nb::handle w, int threads) {
@@ -47,6 +44,12 @@ void project_columns(const Isa& isa, nb::handle out, nb::handle x, nb::handle w,
 }
 
 }  // namespace
+
+void run_project(const Isa& isa, ProjectKernel kernel, ProjectParams& p, Buffer& scratch) {
+  if (p.tokens == 0 || p.heads == 0 || p.out_width == 0) return;
+  p.scratch = scratch.floats(isa.kernels->project_scratch(p) * p.threads);
+  (isa.kernels->*kernel)(p);
+}
 
 void bind_project(nb::class_<Isa>& isa) {
   isa.def("project_rows", &project_rows, nb::arg("out"), nb::arg("x"), nb::arg("w"), nb::arg("threads"),

@@ -12,18 +12,12 @@ void write_latent(const Isa& isa, nb::handle rows, nb::handle slots, nb::handle 
   p.cache = cache_rows(rows, codes.is_none() ? kStored : kCodes);
   p.kv = matrix_of(kv, "kv", kFloats);
   const std::int64_t rope_width = p.kv.cols - latent_width;
-  if (codes.is_none()) {
-    expect_size("elements of kv", p.cache.cols, p.kv.cols);
-    if (rotated) throw Declined("a rotated latent that is not stored as codes");
-  } else {
-    p.codes = codes_of(nb::cast<nb::tuple>(codes), rope_width, p.cache.cols);
-    expect_size("codes of a row", latent_width, p.codes.width);
-    if (latent_width > kMostWritten) throw Declined("a latent of more than " + std::to_string(kMostWritten) + " codes");
-    p.rotated = rotated;
-  }
   if (latent_width < 0 || rope_width < 0) {
     refuse("latent_width", "0 to " + std::to_string(p.kv.cols), std::to_string(latent_width));
   }
+  if (!codes.is_none()) p.codes = codes_of(nb::cast<nb::tuple>(codes), p.cache.cols);
+  check_latent_row(p.codes, latent_width, rope_width, p.cache.cols, rotated);
+  p.rotated = rotated;
   if (groups < 1 || rope_width % groups != 0) {
     refuse("groups", "a divisor of the " + std::to_string(rope_width) + " RoPE elements", std::to_string(groups));
   }

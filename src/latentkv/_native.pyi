@@ -10,9 +10,7 @@ class Isa:
 
     @property
     def name(self) -> str: ...
-    def rms_norm(
-        self, x: Any, weight: Any, eps: float, out: Any, residual: Any | None = None, sum: Any | None = None
-    ) -> None: ...
+    def rms_norm(self, x: Any, weight: Any, eps: float, out: Any) -> None: ...
     def attention(
         self,
         out: Any,
@@ -98,6 +96,22 @@ class Isa:
         integer: bool,
         threads: int,
     ) -> None: ...
+    def run_blocks(
+        self,
+        blocks: tuple[Block, ...],
+        hidden: Any,
+        *,
+        storage: Any,
+        codes: tuple[str, int, int, int, int, int] | None,
+        rotated: bool,
+        slots: Any,
+        angles: tuple[Any, Any],
+        page_table: Any,
+        plan: tuple[Any, Any, Any, int],
+        projected_tokens: int,
+        integer: bool,
+        threads: int,
+    ) -> tuple[int, tuple[float, float, float]]: ...
 
 class Weight:
     """A checked weight [rows, cols] of a linear map; keeps its arrays alive."""
@@ -111,5 +125,50 @@ def float_weight(data: Any, bias: Any | None) -> Weight: ...
 def grouped_weight(
     codes: Any, scales: Any, minima: Any | None, bias: Any | None, rows: int, cols: int, group: int, zero: int
 ) -> Weight: ...
+
+class Block:
+    """A half-layer, made from checked parts that it keeps alive."""
+
+def latent_block(
+    *,
+    layer: int,
+    norm: Any,
+    eps: float,
+    first_query: Weight,
+    kv: Weight,
+    query_norm: Any | None,
+    latent_eps: float,
+    query: Weight | None,
+    latent_norm: Any | None,
+    key_norm: Any | None,
+    head_norm: Any | None,
+    w_uk: Any,
+    w_uv: Any,
+    output: Weight,
+    rope: int,
+    groups: int,
+    interleaved: bool,
+    rotated: bool,
+    scale: float,
+    factor: float,
+) -> Block: ...
+def grouped_block(
+    *,
+    layer: int,
+    norm: Any,
+    eps: float,
+    query: Weight,
+    key: Weight,
+    value: Weight,
+    query_norm: Any | None,
+    key_norm: Any | None,
+    output: Weight,
+    width: int,
+    value_width: int,
+    interleaved: bool,
+    scale: float,
+    factor: float,
+) -> Block: ...
+def gated_block(*, norm: Any, eps: float, gate: Weight, up: Weight, down: Weight, factor: float) -> Block: ...
 def isas() -> tuple[Isa, ...]: ...
 def cpu_flags() -> list[str]: ...

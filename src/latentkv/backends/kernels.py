@@ -17,6 +17,7 @@ from torch import Tensor
 
 from latentkv.backends.isa import find_isa, native_missing
 from latentkv.backends.linear import LinearGated, LinearGroups, LinearStack, NativeLinear
+from latentkv.backends.native_blocks import NativeBlocks
 from latentkv.backends.native_codes import native_codes
 from latentkv.cache.latent import LayerCache
 from latentkv.cache.layout import RowLayout
@@ -38,14 +39,6 @@ class RMSNorm(Protocol):
 
     def __call__(self, x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
         """x [..., n], weight [n] -> [..., n] in x's dtype."""
-        ...
-
-
-class AddRMSNorm(Protocol):
-    """What ops/norm.py's `add_rms_norm` computes."""
-
-    def __call__(self, x: Tensor, residual: Tensor, weight: Tensor, *, eps: float) -> tuple[Tensor, Tensor]:
-        """x and residual [..., n], weight [n] -> normed and sum, both [..., n] in x's dtype."""
         ...
 
 
@@ -107,18 +100,19 @@ class Kernels:
     """One implementation of every op.
 
     name:      "portable", or "native:" and the instruction set
+    blocks:    whole half-layers in one call, where there are such
     fallbacks: how often the reference ran in place of a native kernel, by op and reason
     """
 
     name: str
     rms_norm: RMSNorm
-    add_rms_norm: AddRMSNorm
     write_rows: WriteRows
     rotate_query: RotateQuery
     write_latent: WriteLatent
     linear_stack: LinearStack
     linear_gated: LinearGated
     linear_groups: LinearGroups
+    blocks: NativeBlocks | None = None
     fallbacks: Counter[str] = field(default_factory=Counter, compare=False)
 
 
@@ -127,7 +121,6 @@ def portable_kernels() -> Kernels:
     return Kernels(
         name="portable",
         rms_norm=norm.rms_norm,
-        add_rms_norm=norm.add_rms_norm,
         write_rows=LayerCache.write,
         rotate_query=rotate_query,
         write_latent=write_latent,
@@ -149,13 +142,13 @@ def native_kernels(isa: str | None = None, *, integer: bool = True) -> Kernels:
     return Kernels(
         name=f"native:{native.isa.name}",
         rms_norm=native.rms_norm,
-        add_rms_norm=native.add_rms_norm,
         write_rows=native.write_rows,
         rotate_query=native.rotate_query,
         write_latent=native.write_latent,
         linear_stack=maps.linear_stack,
         linear_gated=maps.linear_gated,
         linear_groups=maps.linear_groups,
+        blocks=NativeBlocks(native.isa, maps, native.fallbacks),
         fallbacks=native.fallbacks,
     )
 
@@ -197,18 +190,6 @@ class _Native:
             self._count("rms_norm", reason)
             return norm.rms_norm(x, weight, eps=eps)
         return out
-
-    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, *, eps: float) -> tuple[Tensor, Tensor]:
-        if torch.is_grad_enabled() and _any_requires_grad(x, residual, weight):
-            self._count("add_rms_norm", _GRADIENTS)
-            return norm.add_rms_norm(x, residual, weight, eps=eps)
-        out, total = _empty_like(x), _empty_like(x)
-        try:
-            self.isa.rms_norm(x, weight, eps, out, residual, total)
-        except self._declined as reason:
-            self._count("add_rms_norm", reason)
-            return norm.add_rms_norm(x, residual, weight, eps=eps)
-        return out, total
 
     def write_rows(self, layer: LayerCache, slots: Tensor, parts: Mapping[str, Tensor]) -> None:
         if not _complete(layer.layout, parts):

@@ -75,7 +75,7 @@ class NativeLinear:
 
         self._native = _native
         self._isa = isa
-        self._integer = integer
+        self.integer = integer
         self._fallbacks = fallbacks
 
     def linear_stack(
@@ -91,10 +91,10 @@ class NativeLinear:
         try:
             self._refuse_gradients(x, *projections)
             outs = tuple([_result(x, projection) for projection in projections])
-            weights = tuple([self._handle(projection) for projection in projections])
+            weights = tuple([self.handle(projection) for projection in projections])
             weight, eps = (None, 0.0) if norm is None else (norm.weight, norm.eps)
             threads = torch.get_num_threads()
-            self._isa.linear(x, weights, outs, residual, factor, weight, eps, self._integer, threads)
+            self._isa.linear(x, weights, outs, residual, factor, weight, eps, self.integer, threads)
         except self._native.DeclinedError as reason:
             self._count("linear_stack", reason)
             return reference.linear_stack(x, projections, norm=norm, residual=residual, factor=factor)
@@ -106,8 +106,8 @@ class NativeLinear:
             self._refuse_gradients(x, gate, up)
             out = _result(x, up)
             weight, eps = (None, 0.0) if norm is None else (norm.weight, norm.eps)
-            handles, threads = (self._handle(gate), self._handle(up)), torch.get_num_threads()
-            self._isa.linear_gated(x, *handles, out, weight, eps, self._integer, threads)
+            handles, threads = (self.handle(gate), self.handle(up)), torch.get_num_threads()
+            self._isa.linear_gated(x, *handles, out, weight, eps, self.integer, threads)
         except self._native.DeclinedError as reason:
             self._count("linear_gated", reason)
             first, second = self.linear_stack(x, (gate, up), norm=norm)
@@ -127,16 +127,17 @@ class NativeLinear:
         try:
             self._refuse_gradients(x, *projections, *(gates or ()))
             out = x.new_empty(x.shape[0], projections[0].out_features)
-            weights = tuple([self._handle(projections[index]) for index in used])
-            first = None if gates is None else tuple([self._handle(gates[index]) for index in used])
+            weights = tuple([self.handle(projections[index]) for index in used])
+            first = None if gates is None else tuple([self.handle(gates[index]) for index in used])
             rows = tuple([counts[index] for index in used])
-            self._isa.linear_groups(x, rows, weights, first, out, self._integer, torch.get_num_threads())
+            self._isa.linear_groups(x, rows, weights, first, out, self.integer, torch.get_num_threads())
         except self._native.DeclinedError as reason:
             self._count("linear_groups", reason)
             return reference.linear_groups(x, counts, projections, gates=gates)
         return out
 
-    def _handle(self, projection: Projection) -> Any:
+    def handle(self, projection: Projection) -> Any:
+        """The native weight, made once. Raises DeclinedError for what kernels do not take."""
         handle = projection.handles.get("native")
         if handle is None:
             handle = projection.handles["native"] = self._make_handle(projection)

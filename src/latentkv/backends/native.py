@@ -168,7 +168,7 @@ class _Call:
             key, value = (request.kv_lora_rank + request.qk_rope_head_dim, 0), (-1, 0)
         dtype = query.dtype if up is None else torch.float32
         tokens = query.shape[0]
-        rows = tokens if up is None else self._rows(tokens)
+        rows = tokens if up is None else padded_tokens(tokens, request)
         # The kernel writes every row of a token, rows that see nothing too.
         out = torch.empty(rows, request.num_heads, value_width, dtype=dtype)
         lse = torch.empty(tokens, request.num_heads, dtype=torch.float32)
@@ -198,21 +198,22 @@ class _Call:
             out = expanded[:tokens] if rows > tokens else expanded
         return out, lse
 
-    def _rows(self, tokens: int) -> int:
-        """Tokens that a projection computes: whole vectors of them with `deterministic`.
-
-        How it orders a token's sums depends on how many there are.
-        """
-        whole = -(-tokens // WIDEST_VECTOR) * WIDEST_VECTOR
-        return whole if self.request.deterministic else tokens
-
     def _absorbed(self, x: Tensor, up: UpProjection) -> Tensor:
         tokens = x.shape[0]
-        missing = self._rows(tokens) - tokens
+        missing = padded_tokens(tokens, self.request) - tokens
         if not missing:
             return project_columns(self.isa, x, up.w_uk)
         filled = torch.nn.functional.pad(x, (0, 0, 0, 0, 0, missing))
         return project_columns(self.isa, filled, up.w_uk)[:tokens]
+
+
+def padded_tokens(tokens: int, request: Request) -> int:
+    """Tokens that per-head products compute: whole vectors of them with `deterministic`.
+
+    How such a product orders a token's sums depends on how many there are.
+    """
+    whole = -(-tokens // WIDEST_VECTOR) * WIDEST_VECTOR
+    return whole if request.deterministic else tokens
 
 
 def _prices(request: Request, isa: Isa) -> Prices:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from latentkv.attend import attend_planned, plan_attend, request_for
-from latentkv.backends.base import Attended
+from latentkv.backends.base import Attended, Plan, Request
+from latentkv.backends.native_blocks import GroupedParts, LatentParts
 from latentkv.cache.latent import LayerCache
 from latentkv.geometry import AttentionGeometry, MLAGeometry
 from latentkv.models.config import LATENT_NORM_EPS, ModelConfig
@@ -118,6 +119,37 @@ class MLAttention:
         up = self.rotated_up if cache.layout.rotated else self.up
         return _attend(self._query(query, step), cache, step, scale=self.config.softmax_scale, up=up)
 
+    def block(self, layer: int, *, norm: InputNorm, factor: float, rotated: bool) -> LatentParts:
+        """`forward` of layer `layer` as what a native block is made of."""
+        return LatentParts(
+            layer=layer,
+            norm=norm,
+            first_query=self.first_query,
+            kv=self.kv_a,
+            query_norm=self.q_a_norm,
+            query=None if self.q_a_norm is None else self.q,
+            latent_norm=self.kv_norm,
+            latent_eps=LATENT_NORM_EPS,
+            key_norm=self.k_rope_norm,
+            head_norm=self.q_rope_norm,
+            up=self.rotated_up if rotated else self.up,
+            rotated=rotated,
+            output=self.output,
+            rope=self.geometry.qk_rope_head_dim,
+            groups=self.geometry.rope_groups,
+            interleaved=self.config.rope.interleaved,
+            scale=self.config.softmax_scale,
+            factor=factor,
+        )
+
+    def plan(self, step: Step, cache: LayerCache, dtype: torch.dtype) -> Plan:
+        """The step's plan, before there is a query."""
+        geometry = self.geometry
+        width = geometry.qk_nope_head_dim + geometry.query_rope_dim
+        shape = (step.batch.num_tokens, geometry.num_attention_heads, width)
+        query = torch.empty(shape, dtype=dtype, device=cache.rows.device)
+        return _plan(_request(query, cache, step, up=self.up), step)
+
     def _write(self, kv: Tensor, step: Step, cache: LayerCache) -> None:
         step.execution.kernels.write_latent(
             cache,
@@ -213,6 +245,32 @@ class GroupedQueryAttention:
         rotated = self._rotated(query, self.q_norm, step)
         return _attend(rotated, cache, step, scale=self.config.softmax_scale, up=None)
 
+    def block(self, layer: int, *, norm: InputNorm, factor: float, rotated: bool) -> GroupedParts | None:
+        """`forward` of layer `layer` as what a native block is made of."""
+        if rotated:
+            return None
+        return GroupedParts(
+            layer=layer,
+            norm=norm,
+            query=self.q,
+            key=self.k,
+            value=self.v,
+            query_norm=self.q_norm,
+            key_norm=self.k_norm,
+            output=self.output,
+            width=self.geometry.head_dim,
+            value_width=self.geometry.v_head_dim,
+            interleaved=self.config.rope.interleaved,
+            scale=self.config.softmax_scale,
+            factor=factor,
+        )
+
+    def plan(self, step: Step, cache: LayerCache, dtype: torch.dtype) -> Plan:
+        """The step's plan, before there is a query."""
+        shape = (step.batch.num_tokens, self.geometry.num_attention_heads, self.geometry.head_dim)
+        query = torch.empty(shape, dtype=dtype, device=cache.rows.device)
+        return _plan(_request(query, cache, step, up=None), step)
+
     def _rotated(self, projected: Tensor, norm: Tensor | None, step: Step) -> Tensor:
         width = self.geometry.head_dim
         return step.execution.kernels.rotate_query(
@@ -227,12 +285,24 @@ class GroupedQueryAttention:
 
 
 def _attend(query: Tensor, cache: LayerCache, step: Step, *, scale: float, up: UpProjection | None) -> Attended:
-    execution = step.execution
+    request = _request(query, cache, step, up=up)
+    if step.watch is not None:
+        return step.watch.attend(request, query, cache, scale=scale, up=up)
+    return attend_planned(query, cache, step.batch, plan=_plan(request, step), scale=scale, up=up)
+
+
+def _request(query: Tensor, cache: LayerCache, step: Step, *, up: UpProjection | None) -> Request:
+    """The step's request, made for the first query it is asked with."""
     if step.request is None:
+        execution = step.execution
         form = execution.form if up is not None else "auto"
         step.request = request_for(query, cache, step.batch, up=up, form=form, deterministic=execution.deterministic)
-    if step.watch is not None:
-        return step.watch.attend(step.request, query, cache, scale=scale, up=up)
+    return step.request
+
+
+def _plan(request: Request, step: Step) -> Plan:
+    """The step's plan, made when it is first asked for."""
     if step.plan is None:
-        step.plan = plan_attend(step.request, step.batch, backend=execution.backend)
-    return attend_planned(query, cache, step.batch, plan=step.plan, scale=scale, up=up)
+        backend = step.execution.backend if step.watch is None else "auto"
+        step.plan = plan_attend(request, step.batch, backend=backend)
+    return step.plan

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from latentkv.backends.kernels import Kernels
+from latentkv.backends.native_blocks import GatedParts
 from latentkv.models.config import ModelConfig, MoEConfig
 from latentkv.models.weights import TensorReader
 from latentkv.ops.linear import InputNorm, Projection
@@ -47,6 +48,11 @@ class DenseFeedForward:
         """`hidden + factor * block(norm(hidden))`: [T, hidden] to [T, hidden]."""
         inner = kernels.linear_gated(hidden, self.weights.gate, self.weights.up, norm=norm)
         return kernels.linear_stack(inner, (self.weights.down,), residual=hidden, factor=factor)[0]
+
+    def block(self, *, norm: InputNorm, factor: float) -> GatedParts:
+        """`forward` as what a native block is made of."""
+        weights = self.weights
+        return GatedParts(norm=norm, gate=weights.gate, up=weights.up, down=weights.down, factor=factor)
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,9 @@ class MoEFeedForward:
             inner = kernels.linear_gated(normed, self.shared.gate, self.shared.up)
             total += kernels.linear_stack(inner, (self.shared.down,))[0]
         return hidden + total.to(hidden.dtype) * factor
+
+    def block(self, *, norm: InputNorm, factor: float) -> None:
+        """None: which experts are read is known only when it runs."""
 
     def _routed(self, normed: Tensor, routed: Routed, kernels: Kernels) -> Tensor:
         """What ops/moe.py's `moe` computes without the shared expert, in float32: tokens sorted by expert.

@@ -13,11 +13,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from latentkv.backends.kernels import choose_kernels
+from latentkv.backends.native_blocks import BlockParts
 from latentkv.cache.batch import Batch
 from latentkv.cache.latent import LatentCache, LayerCache
 from latentkv.errors import ShapeError, sentence
 from latentkv.geometry import Geometry, MLAGeometry
 from latentkv.models.attention import GroupedQueryAttention, MLAttention
+from latentkv.models.blocks import HalfLayers
 from latentkv.models.config import ModelConfig
 from latentkv.models.feedforward import DenseFeedForward, MoEFeedForward
 from latentkv.models.step import Execution, Step
@@ -62,12 +64,22 @@ class DecoderLayer:
             feed_forward=feed_forward,
         )
 
-    def forward(self, hidden: Tensor, step: Step, cache: LayerCache) -> Tensor:
-        """[T, hidden] to [T, hidden]; writes the new tokens' rows into the cache."""
-        factor = self.config.residual_scale
-        hidden = self.attention.forward(hidden, step, cache, norm=self.input_norm, factor=factor)
-        kernels = step.execution.kernels
+    def attend(self, hidden: Tensor, step: Step, cache: LayerCache) -> Tensor:
+        """The first half: [T, hidden] to [T, hidden]; writes the new tokens' rows into the cache."""
+        return self.attention.forward(hidden, step, cache, norm=self.input_norm, factor=self.config.residual_scale)
+
+    def feed(self, hidden: Tensor, step: Step) -> Tensor:
+        """The second half: [T, hidden] to [T, hidden]."""
+        kernels, factor = step.execution.kernels, self.config.residual_scale
         return self.feed_forward.forward(hidden, kernels, norm=self.post_attention_norm, factor=factor)
+
+    def blocks(self, index: int, *, rotated: bool) -> tuple[BlockParts | None, BlockParts | None]:
+        """Both halves of layer `index` as what native blocks are made of."""
+        factor = self.config.residual_scale
+        return (
+            self.attention.block(index, norm=self.input_norm, factor=factor, rotated=rotated),
+            self.feed_forward.block(norm=self.post_attention_norm, factor=factor),
+        )
 
 
 class Model:
@@ -96,6 +108,8 @@ class Model:
         self.head = Projection(head)
         self.execution = execution
         self.identity = _fingerprint(self)
+        # Made when a step first takes them: of the weights, and of nothing that a call leaves behind.
+        self._blocks: HalfLayers | None = None
 
     @staticmethod
     def read(
@@ -171,11 +185,40 @@ class Model:
             raise ShapeError(sentence("token_ids", expected=list(batch.positions.shape), got=list(token_ids.shape)))
         step = self.execution.begin(batch, self.config.rope.angles(batch.positions))
         hidden = _scaled(self._embed(token_ids), self.config.embedding_scale)
-        for index, layer in enumerate(self.layers):
-            hidden = layer.forward(hidden, step, cache.layer(index))
+        hidden = self._through_layers(hidden, step, cache)
         wanted = self.execution.kernels.rms_norm(hidden[logit_rows], self.final_norm, eps=self.config.rms_norm_eps)
         (logits,) = self.execution.kernels.linear_stack(_scaled(wanted, self.config.logit_scale), (self.head,))
         return logits.float()
+
+    def _through_layers(self, hidden: Tensor, step: Step, cache: LatentCache) -> Tensor:
+        """Every half-layer: in stretches of native blocks where there are any, one by one where not."""
+        blocks = self._blocks_for(hidden, step, cache)
+        half = 0
+        while half < 2 * len(self.layers):
+            done = blocks.run(half, hidden, step, cache) if blocks is not None else None
+            half += done or 0
+            if done is None:
+                blocks = None
+            # No block, or one that did not end well: this half-layer's hidden states are as they were.
+            if half < 2 * len(self.layers):
+                index, second = divmod(half, 2)
+                layer = self.layers[index]
+                hidden = layer.feed(hidden, step) if second else layer.attend(hidden, step, cache.layer(index))
+                half += 1
+        return hidden
+
+    def _blocks_for(self, hidden: Tensor, step: Step, cache: LatentCache) -> HalfLayers | None:
+        """The blocks that run this step, None where it is computed op by op."""
+        kernels, rotated = step.execution.kernels, cache.layout.row.rotated
+        if kernels.blocks is None or (step.watch is not None and step.watch.wants_calls):
+            return None
+        plan = self.layers[0].attention.plan(step, cache.layer(0), hidden.dtype)
+        if not kernels.blocks.takes(plan, hidden):
+            return None
+        if self._blocks is None or not self._blocks.serves(kernels, rotated=rotated):
+            parts = [part for index, layer in enumerate(self.layers) for part in layer.blocks(index, rotated=rotated)]
+            self._blocks = HalfLayers.make(parts, kernels, kernels.blocks, rotated=rotated)
+        return self._blocks
 
     def _embed(self, token_ids: Tensor) -> Tensor:
         if isinstance(self.embedding, GroupedWeight):

@@ -24,6 +24,6 @@ def project_rows(isa: Isa, x: Tensor, weight: Tensor, *, into: Tensor) -> None:
 
 
 def readable(weight: Tensor) -> Tensor:
-    """As kernels take it: without a copy for what checkpoints hold, float32 or bfloat16 with an adjacent last dimension."""
+    """Without a copy for what checkpoints hold: float32 or bfloat16 with an adjacent last dimension."""
     known = weight if weight.dtype in (torch.float32, torch.bfloat16) else weight.float()
     return known if known.stride(-1) == 1 else known.contiguous()

@@ -2,18 +2,11 @@
 
 #include "bindings/arguments.h"
 #include "bindings/ops.h"
+#include "bindings/paged.h"
 
 namespace latentkv {
 namespace nb = nanobind;
 namespace {
-
-QueryPart query_part(nb::handle object, const char* name, const Array& out) {
-  if (object.is_none()) return {};
-  const Array array = cube_of(object, name);
-  expect_size("tokens of a query part", out.shape[0], array.shape[0]);
-  expect_size("heads of a query part", out.shape[1], array.shape[1]);
-  return {array.data, array.dtype, array.shape[2], array.stride[0], array.stride[1]};
-}
 
 // Unfinished results that outlive the call.
 float* slots_of(nb::handle object, std::int64_t floats) {
@@ -26,35 +19,21 @@ void attention(const Isa& isa, nb::handle out, nb::handle lse, nb::handle a, nb:
                nb::handle page_table, nb::tuple plan, nb::tuple key, nb::tuple value, std::int64_t groups,
                std::int64_t b_blocks, double scale, bool causal, int threads, nb::handle slot_memory, nb::object codes) {
   const Array result = cube_of(out, "out");
-  const Array pages = cube_of(rows, "rows", codes.is_none() ? kStored : kCodes), sums = array_of(lse, "lse");
-  if (sums.ndim != 2 || sums.dtype != DType::f32 || sums.shape[0] != result.shape[0] ||
-      sums.shape[1] != result.shape[1] || (sums.shape[0] > 1 && sums.stride[0] != sums.shape[1])) {
-    refuse("lse", "[T, H] float32, adjacent", "another");
-  }
+  const Array pages = cube_of(rows, "rows", codes.is_none() ? kStored : kCodes);
   AttentionParams p{};
+  take_results(result, lse, p);
   p.a = query_part(a, "query", result);
   p.b = query_part(b, "query's RoPE part", result);
-  p.heads = result.shape[1];
   p.groups = groups;
   p.b_blocks = b_blocks;
-  p.rows = pages.data;
-  p.row_dtype = pages.dtype;
-  p.page_tokens = pages.shape[1];
-  p.page_stride = pages.stride[0];
-  p.row_stride = pages.stride[1];
   p.key_width = nb::cast<std::int64_t>(key[0]);
   p.key_step = nb::cast<std::int64_t>(key[1]);
-  p.value_width = result.shape[2];
   p.value_offset = nb::cast<std::int64_t>(value[0]);
   p.value_step = nb::cast<std::int64_t>(value[1]);
-  p.scale_log2 = in_powers_of_2(scale);
+  p.scale_log2 = scale_log2(scale);
   p.causal = causal;
-  p.out = result.data;
-  p.out_dtype = result.dtype;
-  p.out_token_stride = result.stride[0];
-  p.out_head_stride = result.stride[1];
-  p.lse = static_cast<float*>(sums.data);
   const AttentionPlan work(plan, page_table);
+  take_rows(pages, work.table, p);
   work.set(p);
   if (!codes.is_none()) {
     p.codes = codes_of(nb::cast<nb::tuple>(codes), pages.shape[2]);

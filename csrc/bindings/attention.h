@@ -7,9 +7,6 @@
 
 namespace latentkv {
 
-// A factor of scores as the kernel counts them.
-float in_powers_of_2(double scale);
-
 // The records of backends/native_plan.py and the pages they are about: valid as long as the Python objects are.
 struct AttentionPlan {
   AttentionPlan(nanobind::tuple plan, nanobind::handle page_table);

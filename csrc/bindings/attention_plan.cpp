@@ -1,10 +1,11 @@
 #include "bindings/attention.h"
 
+#include "bindings/paged.h"
+
 namespace latentkv {
 namespace nb = nanobind;
 namespace {
 
-constexpr double kLog2E = 1.4426950408889634;
 constexpr std::int64_t kTileRows = 64;  // kRows of kernels/attention_tiles.h
 
 // A table of records of int64: [count, sizeof(Record) / 8].
@@ -15,24 +16,6 @@ const Record* records_of(nb::handle object, const char* name, std::int64_t& coun
   if (matrix.rows > 1 && matrix.stride != matrix.cols) refuse(name, "adjacent records", "strided ones");
   count = matrix.cols == 0 ? 0 : matrix.rows;
   return static_cast<const Record*>(matrix.data);
-}
-
-// Only slots of the table that the contexts use are looked at.
-void check_pages(const AttentionParams& p, std::int64_t sequences, const Array& table, std::int64_t pages) {
-  for (std::int64_t s = 0; s < sequences; ++s) {
-    const AttentionSequence& sequence = p.sequences[s];
-    const std::int64_t used = sequence.query_len == 0 ? 0 : (sequence.context_len + p.page_tokens - 1) / p.page_tokens;
-    const std::string name = "page_table[" + std::to_string(s) + "]";
-    if (used > table.shape[1]) {
-      refuse(name, std::to_string(used) + " pages for the context", std::to_string(table.shape[1]));
-    }
-    const std::int32_t* row = p.page_table + s * p.table_stride;
-    for (std::int64_t i = 0; i < used; ++i) {
-      if (row[i] >= 0 && row[i] < pages) continue;
-      refuse(name, "pages 0 to " + std::to_string(pages - 1),
-             std::to_string(row[i]) + " at position " + std::to_string(i));
-    }
-  }
 }
 
 // Key and value stretches of every group within a row; query parts within the key.
@@ -85,15 +68,12 @@ void check_plan(const AttentionParams& p, std::int64_t sequences, std::int64_t s
 
 }  // namespace
 
-float in_powers_of_2(double scale) { return static_cast<float>(scale * kLog2E); }
-
 AttentionPlan::AttentionPlan(nb::tuple plan, nb::handle page_table) : table(array_of(page_table, "page_table")) {
   records.sequences = records_of<AttentionSequence>(plan[0], "sequences", sequences);
   records.items = records_of<AttentionItem>(plan[1], "items", records.item_count);
   records.merges = records_of<AttentionMerge>(plan[2], "merges", records.merge_count);
   slots = nb::cast<std::int64_t>(plan[3]);
-  if (table.ndim != 2 || table.dtype != DType::i32) refuse("page_table", "[B, pages] int32", "another shape or dtype");
-  if (table.shape[1] > 1 && table.stride[1] != 1) throw Declined("page_table: last dimension is strided");
+  check_table(table);
   expect_size("rows of page_table", sequences, table.shape[0]);
 }
 
@@ -110,7 +90,10 @@ void AttentionPlan::set(AttentionParams& p) const {
 void AttentionPlan::check(const AttentionParams& p, std::int64_t row_elements, std::int64_t pages,
                           std::int64_t tokens) const {
   check_sizes(p, row_elements);
-  check_pages(p, sequences, table, pages);
+  for (std::int64_t i = 0; i < sequences; ++i) {
+    const AttentionSequence& sequence = p.sequences[i];
+    check_pages(table, i, sequence.query_len == 0 ? 0 : sequence.context_len, p.page_tokens, pages);
+  }
   check_plan(p, sequences, slots, tokens);
 }
 

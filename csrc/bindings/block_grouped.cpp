@@ -2,6 +2,7 @@
 
 #include "bindings/block.h"
 #include "bindings/ops.h"
+#include "bindings/paged.h"
 
 namespace latentkv {
 namespace nb = nanobind;
@@ -103,7 +104,7 @@ class GroupedBlock final : public Block {
     p.key_width = p.key_step = width;
     p.value_width = p.value_step = p_.value_width;
     p.value_offset = p_.key.rows;
-    p.scale_log2 = in_powers_of_2(p_.scale);
+    p.scale_log2 = scale_log2(p_.scale);
     p.out = at.out.data;
     p.out_dtype = dtype;
     p.out_token_stride = heads * p_.value_width;

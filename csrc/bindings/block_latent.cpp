@@ -3,6 +3,7 @@
 
 #include "bindings/block.h"
 #include "bindings/ops.h"
+#include "bindings/paged.h"
 #include "bindings/project.h"
 
 namespace latentkv {
@@ -71,7 +72,7 @@ class LatentBlock final : public Block {
     Activations parts;
     const std::int64_t query = parts.add(all * query_cols, dtype), kv = parts.add(tokens * parts_.kv.rows, dtype),
                        first = parts.add(parts_.two_queries ? tokens * parts_.first_query.rows : 0, dtype),
-                       absorbed = parts.add(all * heads * sizes_.latent, DType::f32),
+                       absorbed = parts.add(sizes_.nope > 0 ? all * heads * sizes_.latent : 0, DType::f32),
                        latent = parts.add(all * heads * sizes_.latent, DType::f32),
                        lse = parts.add(tokens * heads, DType::f32),
                        expanded = parts.add(all * heads * sizes_.value, dtype);
@@ -134,7 +135,7 @@ class LatentBlock final : public Block {
   // Absorbs W_UK, attends, expands by W_UV. False where a sum is not finite.
   bool attend(const BlockStep& step, BlockMemory& memory, const LatentPlaces& at) const {
     const std::int64_t tokens = step.hidden.rows;
-    absorb(step, memory, at);
+    if (sizes_.nope > 0) absorb(step, memory, at);
     AttentionParams p = attention(step, at);
     run_attention(step.isa, p, step.plan.slots, step.threads, memory.scratch);
     const bool sound = sums_are_sound(at.lse, tokens * sizes_.heads);
@@ -148,7 +149,7 @@ class LatentBlock final : public Block {
     const DType dtype = step.hidden.dtype;
     const auto* query = static_cast<const char*>(at.query.data);
     AttentionParams p{};
-    p.a = {at.absorbed, DType::f32, latent, heads * latent, latent};
+    if (sizes_.nope > 0) p.a = {at.absorbed, DType::f32, latent, heads * latent, latent};
     p.b = {query == nullptr ? nullptr : query + sizes_.nope * bytes_of(dtype), dtype, width - sizes_.nope, heads * width, width};
     p.heads = heads;
     p.groups = 1;
@@ -156,7 +157,7 @@ class LatentBlock final : public Block {
     p.key_width = latent + sizes_.rope;
     p.value_width = latent;
     p.value_offset = -1;
-    p.scale_log2 = in_powers_of_2(parts_.scale);
+    p.scale_log2 = scale_log2(parts_.scale);
     p.out = at.latent;
     p.out_dtype = DType::f32;
     p.out_token_stride = heads * latent;

@@ -1,3 +1,4 @@
+#include <new>
 #include <vector>
 
 #include "bindings/block.h"
@@ -16,10 +17,19 @@ Array storage_of(nb::handle object, bool coded) {
   return all;
 }
 
+// Where memory runs out, the block's hidden is as it was: op by op it may do, or else raises as ever.
+bool runs_well(const Block& block, const BlockStep& step, BlockMemory& memory) {
+  try {
+    return block.run(step, memory);
+  } catch (const std::bad_alloc&) {
+    return false;
+  }
+}
+
 // The first block that does not end well, or their number. No Python runs here.
 std::size_t run_all(const std::vector<const Block*>& blocks, const BlockStep& step, BlockMemory& memory) {
   for (std::size_t i = 0; i < blocks.size(); ++i) {
-    if (!blocks[i]->run(step, memory)) return i;
+    if (!runs_well(*blocks[i], step, memory)) return i;
   }
   return blocks.size();
 }

@@ -36,13 +36,22 @@ class ChatTemplate:
         except (jinja2.TemplateError, RecursionError) as error:
             raise TokenizerError(f"{origin}: the chat template cannot be read: {_reason(error)}.") from None
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
-        """The text of a conversation: messages with a "role" and a "content" each."""
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """The text of a conversation: messages with a "role" and a "content" each.
+
+        tools: {"type": "function", "function": {"name", "description", "parameters"}}, for templates that show them
+        """
         try:
             return self._template.render(
                 messages=[dict(message) for message in messages],
                 add_generation_prompt=add_generation_prompt,
-                tools=None,
+                tools=[dict(tool) for tool in tools] if tools else None,
                 documents=None,
                 **self.special_tokens,
             )

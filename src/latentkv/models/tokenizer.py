@@ -106,6 +106,11 @@ class Tokenizer:
         id: int | None = self._backend.token_to_id(token)
         return id
 
+    def token(self, id: int) -> str | None:
+        """The entry of the vocabulary, as the tokenizer writes it; None beyond it."""
+        token: str | None = self._backend.id_to_token(id)
+        return token
+
     def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
         """Ids of `text`; special tokens written out in it are recognised.
 
@@ -128,7 +133,22 @@ class Tokenizer:
         """The text of `ids`; ids beyond the vocabulary have none."""
         return str(self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
-    def render_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+    @property
+    def chat_template(self) -> str | None:
+        """The source of the chat template."""
+        return self._template.source if self._template is not None else None
+
+    def to_json(self) -> str:
+        """The whole tokenizer as a `tokenizer.json`, for other libraries."""
+        return str(self._backend.to_str())
+
+    def render_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> str:
         """The prompt text of a conversation. Raises TokenizerError without a template or when it refuses."""
         if self._template is None:
             raise TokenizerError(
@@ -139,7 +159,7 @@ class Tokenizer:
                     remedy="Give the prompt as plain text (`latentkv generate`), or use the model's instruct version.",
                 )
             )
-        return self._template.render(messages, add_generation_prompt=add_generation_prompt)
+        return self._template.render(messages, tools=tools, add_generation_prompt=add_generation_prompt)
 
     def encode_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
         """Ids of a conversation: the template writes the special tokens, none is added to them."""

@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeVar
 
 from latentkv.engine.engine import Engine
 from latentkv.engine.output import EngineStats, Output
+from latentkv.engine.sampler import Constraint
 from latentkv.engine.sampling_params import SamplingParams
 from latentkv.errors import LatentKVError
 
@@ -55,6 +56,7 @@ class Job:
     prompt_token_ids: Sequence[int]
     params: SamplingParams
     deliver: Callable[[Output | Exception], None]
+    constraint: Constraint | None = None
     followers: list[Job] = field(default_factory=list)
     submitted: float = field(default_factory=time.perf_counter)
     first_token: float | None = None
@@ -218,7 +220,7 @@ class EngineThread:
             if job.cancelled:
                 continue
             try:
-                engine.add_request(job.prompt_token_ids, job.params, request_id=job.id)
+                engine.add_request(job.prompt_token_ids, job.params, request_id=job.id, constraint=job.constraint)
                 self._jobs[job.id] = job
             except LatentKVError as error:
                 refused += [(one, error) for one in (job, *job.followers)]

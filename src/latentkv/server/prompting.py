@@ -1,4 +1,4 @@
-"""From what a client wrote to token ids: texts, token ids and conversations, checked against the model's context.
+"""From what a client wrote to token ids, checked against the model's context; and errors told as about a field.
 
 Runs in worker threads, beside the engine: it only reads what never changes.
 """
@@ -6,13 +6,12 @@ Runs in worker threads, beside the engine: it only reads what never changes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from latentkv.engine.engine import Engine
 from latentkv.engine.text import Tokenizer
 from latentkv.errors import CapacityError, LatentKVError, OptionError
-from latentkv.server.api_error import APIError, refused
-from latentkv.server.protocol.chat import Message, Tool
+from latentkv.server.api_error import APIError
 
 Result = TypeVar("Result")
 
@@ -33,17 +32,6 @@ def told_as(field: str, function: Callable[[], Result]) -> Result:
 def encode(engine: Engine, prompt: str | Sequence[int], *, field: str) -> tuple[int, ...]:
     """The token ids of one prompt."""
     return told_as(field, lambda: engine.encode(prompt))
-
-
-def encode_chat(engine: Engine, messages: Sequence[Message], tools: Sequence[Tool]) -> tuple[int, ...]:
-    """The token ids of a conversation, up to where the assistant's answer begins."""
-
-    def ids() -> tuple[int, ...]:
-        tokenizer = tokenizer_of(engine)
-        text = render(tokenizer, messages, tools, add_generation_prompt=True)
-        return engine.encode(tokenizer.encode(text, special_tokens=False))
-
-    return told_as("messages", ids)
 
 
 def output_limit(engine: Engine, prompt_tokens: int, asked: int | None, *, default: int | None, field: str) -> int:
@@ -71,17 +59,3 @@ def tokenizer_of(engine: Engine) -> Tokenizer:
     if engine.tokenizer is None:
         raise APIError(400, "this model came without a tokenizer: give prompts to /v1/completions as token ids.")
     return engine.tokenizer
-
-
-def render(
-    tokenizer: Tokenizer, messages: Sequence[Message], tools: Sequence[Tool], *, add_generation_prompt: bool
-) -> str:
-    """A conversation through the model's chat template. Refuses what the template would silently leave out."""
-    if tools:
-        raise refused("tools", "this server does not take them yet.")
-    turns = [_turn(message) for message in messages]
-    return tokenizer.render_chat(turns, add_generation_prompt=add_generation_prompt)
-
-
-def _turn(message: Message) -> dict[str, Any]:
-    return {"role": message.role, "content": message.text()}

@@ -6,15 +6,17 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import count as counter
 from types import TracebackType
 
 from latentkv.engine.output import Output
+from latentkv.engine.sampler import Constraint
 from latentkv.engine.sampling_params import SamplingParams
 from latentkv.server import api_error
 from latentkv.server.api_error import APIError
 from latentkv.server.engine_thread import EngineFailedError, EngineState, EngineThread, Job
+from latentkv.server.grammar import Grammars
 from latentkv.server.options import ServerOptions
 
 LONGEST_RETRY_S = 60
@@ -26,6 +28,7 @@ class Ask:
 
     prompt: Sequence[int]
     params: SamplingParams
+    constraint: Constraint | None = None
 
 
 class Generation:
@@ -33,7 +36,7 @@ class Generation:
 
     def __init__(self, service: Service, request_id: str, asks: Sequence[Ask], deadline: float | None) -> None:
         self.jobs = [
-            Job(f"{request_id}-{index}", ask.prompt, ask.params, partial(self.put, index))
+            Job(f"{request_id}-{index}", ask.prompt, ask.params, partial(self.put, index), ask.constraint)
             for index, ask in enumerate(asks)
         ]
         self._service = service
@@ -54,6 +57,8 @@ class Generation:
             index, event = await self._next()
             if isinstance(event, Exception):
                 raise _as_api_error(event)
+            if index not in self._alive:
+                continue
             if event.finished:
                 self._alive.discard(index)
             yield index, event
@@ -102,6 +107,11 @@ class Service:
         self._idle = asyncio.Event()
         self._idle.set()
         self._mean_seconds = 1.0
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """Compiles grammars for the engine's tokenizer; there is none before the engine."""
+        return Grammars(self.thread.engine)
 
     @property
     def live_choices(self) -> int:

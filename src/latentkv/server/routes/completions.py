@@ -27,8 +27,8 @@ router = APIRouter(prefix="/v1")
 async def chat_completions(body: ChatBody, request: Request, context: Ctx) -> Response:
     """Answer a conversation."""
     head = _head(body, context, "chatcmpl", "chat.completion.chunk" if body.stream else "chat.completion")
-    engine = context.service.thread.engine
-    work = await asyncio.to_thread(chatting.prepare, body, engine, head)
+    engine, grammars = context.service.thread.engine, context.service.grammars
+    work = await asyncio.to_thread(chatting.prepare, body, engine, grammars, head)
     return await _answer(work, body, request, context)
 
 
@@ -71,7 +71,9 @@ def _head(body: SamplingBody, context: Context, kind: str, object: str) -> Head:
     context.service.check_ready()
     if body.model not in context.options.model_names:
         names = ", ".join(context.options.model_names)
-        raise APIError(404, f"model: this server has {names}.", param="model", code="model_not_found")
+        raise APIError(
+            404, f"model: there is no {body.model!r}, this server has {names}.", param="model", code="model_not_found"
+        )
     if body.stream_options is not None and not body.stream:
         raise APIError(400, "stream_options: it needs stream to be true.", param="stream_options")
     return Head(f"{kind}-{uuid.uuid4().hex}", object, body.model)

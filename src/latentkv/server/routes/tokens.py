@@ -11,6 +11,7 @@ from latentkv.engine.engine import Engine
 from latentkv.server import prompting
 from latentkv.server.api_error import APIError
 from latentkv.server.context import Context, Ctx
+from latentkv.server.conversation import render
 from latentkv.server.protocol.tokens import DetokenizeBody, TokenizeBody
 
 router = APIRouter()
@@ -36,9 +37,8 @@ def _tokens(body: TokenizeBody, engine: Engine) -> list[int]:
     if body.messages is None:
         special = body.add_special_tokens is not False
         return prompting.told_as("prompt", lambda: tokenizer.encode(body.prompt or "", special_tokens=special))
-    text = prompting.render(
-        tokenizer, body.messages, body.tools or (), add_generation_prompt=body.add_generation_prompt is not False
-    )
+    messages, tools, opened = body.messages, body.tools or (), body.add_generation_prompt is not False
+    text = prompting.told_as("messages", lambda: render(engine, messages, tools, add_generation_prompt=opened))
     return tokenizer.encode(text, special_tokens=False)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -108,6 +109,18 @@ def serve(*, model: str | None, **options: Any) -> None:
         announce=lambda: click.echo(f"latentkv: ready on {url}/v1, Ctrl-C ends it", err=True),
         guard=guard,
     )
+
+
+def parts_of(arguments: Sequence[str]) -> tuple[Callable[[], Engine], ServerOptions, Guard]:
+    """What `latentkv serve ARGUMENTS` would run, for others to run it: the engine's loader, options and guard.
+
+    Raises click's UsageError and OptionError, as the command line does.
+    """
+    _check_installed()
+    options = dict(serve.make_context("latentkv serve", list(arguments)).params)
+    model = options.pop("model")
+    guard = make_guard(options)
+    return (lambda: _load(model, options, guard)), _server_options(model, options), guard
 
 
 def _check_installed() -> None:

@@ -150,13 +150,15 @@ def test_other_models_and_versions_are_ignored_and_kept(
     first.close()
     other = cache_in(tmp_path, identity=b"another model")
     assert held(other, 1) == []
-    assert f"{PAGE_BYTES} bytes of 1 other models or versions: ignored" in caplog.text
+    assert [record.levelname for record in caplog.records] == ["INFO"]
+    assert f"{PAGE_BYTES} bytes of other models: ignored" in caplog.text
     other.close()
     with monkeypatch.context() as patched:
         patched.setattr(folders, "STORE_VERSION", 2)
         newer = cache_in(tmp_path)
         assert held(newer, 1) == []
         newer.close()
+        assert f"{PAGE_BYTES} bytes of other versions: ignored" in caplog.text
     again = cache_in(tmp_path)
     assert held(again, 1) == [1]
     again.close()

@@ -117,7 +117,11 @@ class DiskTier:
         """Begin again from what is on the disk, after an interruption that left the books in disorder."""
         self.flush()
         self._waiting.clear()
-        self._load()
+        try:
+            self._load()
+        except DAMAGED as error:
+            self._books, self._records = SlotBooks(0), {}
+            self._report(error)
 
     def _load(self) -> None:
         entries = self._journal.entries() if self._journal is not None else []

@@ -20,7 +20,8 @@ class FolderLock:
     """
 
     def __init__(self, what: str, folder: Path) -> None:
-        self._lock = FileLock(folder / "lock", timeout=0)
+        # An engine may be made in one thread and let go in another.
+        self._lock = FileLock(folder / "lock", timeout=0, thread_local=False)
         owner = folder / "owner"
         try:
             folder.mkdir(parents=True, exist_ok=True)

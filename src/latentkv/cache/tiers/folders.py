@@ -88,9 +88,17 @@ def check_room(what: str, page_bytes: int, limit_bytes: int) -> None:
 
 def _tell_of_others(folder: Path, own: Path) -> None:
     others = [model for model in stored_models(folder) if model.folder != own]
-    if others:
-        size_bytes = sum(model.size_bytes for model in others)
-        logger.info("%s holds %d bytes of %d other models or versions: ignored", folder, size_bytes, len(others))
+    foreign = [model for model in others if model.about.get("store version") != STORE_VERSION]
+    for what, found, log in (("versions", foreign, logger.warning), ("models", others, logger.info)):
+        if found:
+            size_bytes = sum(model.size_bytes for model in found)
+            log(
+                "%s holds %d bytes of %d other %s: ignored, until they are cleared",
+                folder,
+                size_bytes,
+                len(found),
+                what,
+            )
 
 
 def _open_or_begin_anew(

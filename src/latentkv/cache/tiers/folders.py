@@ -92,13 +92,7 @@ def _tell_of_others(folder: Path, own: Path) -> None:
     for what, found, log in (("versions", foreign, logger.warning), ("models", others, logger.info)):
         if found:
             size_bytes = sum(model.size_bytes for model in found)
-            log(
-                "%s holds %d bytes of %d other %s: ignored, until they are cleared",
-                folder,
-                size_bytes,
-                len(found),
-                what,
-            )
+            log("%s holds %d bytes of other %s: ignored, until they are cleared", folder, size_bytes, what)
 
 
 def _open_or_begin_anew(

@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from latentkv.engine.engine import Engine
 from latentkv.models.load import load_model
 from latentkv.server import run
 from latentkv.server.context import Context
+from latentkv.server.engine_thread import Observer
 from latentkv.server.options import ServerOptions
 from support.tiny_models import Family, save_model
 
@@ -107,9 +108,10 @@ class Live:
 
 
 @contextmanager
-def serving(load: Callable[[], Engine], **options: Any) -> Iterator[Live]:
+def serving(load: Callable[[], Engine], *, observers: Sequence[Observer] = (), **options: Any) -> Iterator[Live]:
     """A server until the end of the block; its end has to be clean."""
-    context = run.make_context(load, ServerOptions(**{"model_names": (MODEL,), "shutdown_timeout_s": 5.0, **options}))
+    settings = ServerOptions(**{"model_names": (MODEL,), "shutdown_timeout_s": 5.0, **options})
+    context = run.make_context(load, settings, observers=observers)
     listening = run.listen("127.0.0.1", 0)
     server = run.Server(context)
     ready = threading.Event()

@@ -10,17 +10,18 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 import uvicorn
 
 from latentkv.backends.guard import Guard
 from latentkv.engine.engine import Engine
+from latentkv.server import tracing
 from latentkv.server.app import create_app
 from latentkv.server.backend_metrics import BackendCollector
 from latentkv.server.context import Context
-from latentkv.server.engine_thread import EngineState, EngineThread
+from latentkv.server.engine_thread import EngineState, EngineThread, Observer
 from latentkv.server.metrics import Metrics
 from latentkv.server.options import ServerOptions
 from latentkv.server.recent import Recent
@@ -94,12 +95,21 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def make_context(load: Callable[[], Engine], options: ServerOptions, *, guard: Guard | None = None) -> Context:
-    """The parts of a server whose engine `load` will make; `guard` is the one of that engine's model."""
+def make_context(
+    load: Callable[[], Engine],
+    options: ServerOptions,
+    *,
+    guard: Guard | None = None,
+    observers: Sequence[Observer] = (),
+) -> Context:
+    """The parts of a server whose engine `load` will make.
+
+    guard: the one of that engine's model · observers: also told what the engine does, in its thread
+    """
     metrics, recent = Metrics(), Recent()
     if guard is not None:
         metrics.registry.register(BackendCollector(guard))
-    thread = EngineThread(load, (metrics, recent))
+    thread = EngineThread(load, (metrics, recent, *observers))
     metrics.watch_engine(lambda: thread.stats)
     return Context(options, Service(thread, options), metrics, recent, guard)
 
@@ -125,5 +135,7 @@ def run(
     guard: Guard | None = None,
 ) -> None:
     """Serve until told to end. announce: called when requests are taken. Raises what loading raised."""
-    server = Server(make_context(load, options, guard=guard))
+    traced = tracing.from_environment(model=options.model_names[0])
+    context = make_context(load, options, guard=guard, observers=(traced,) if traced is not None else ())
+    server = Server(context)
     asyncio.run(server.serve_until_told(listening, announce=announce))

@@ -88,8 +88,9 @@ def check_room(what: str, page_bytes: int, limit_bytes: int) -> None:
 
 def _tell_of_others(folder: Path, own: Path) -> None:
     others = [model for model in stored_models(folder) if model.folder != own]
-    foreign = [model for model in others if model.about.get("store version") != STORE_VERSION]
-    for what, found, log in (("versions", foreign, logger.warning), ("models", others, logger.info)):
+    same_version = [model for model in others if model.about.get("store version") == STORE_VERSION]
+    other_version = [model for model in others if model not in same_version]
+    for what, found, log in (("versions", other_version, logger.warning), ("models", same_version, logger.info)):
         if found:
             size_bytes = sum(model.size_bytes for model in found)
             log("%s holds %d bytes of other %s: ignored, until they are cleared", folder, size_bytes, what)

@@ -59,7 +59,7 @@ class PrefixTable:
         order = sorted(loads, key=lambda replica: loads[replica])
         for digest in reversed(chain):
             owner = self._owners.get(digest)
-            if owner in loads:
+            if owner is not None and owner in loads:
                 if loads[owner] - loads[order[0]] <= self.imbalance:
                     order.remove(owner)
                     order.insert(0, owner)

@@ -60,7 +60,7 @@ class AppOptions(BaseModel):
     imbalance: int = Field(8, ge=0, description="See PrefixTable.")
 
 
-class PrefixRouter(RequestRouter):
+class PrefixRouter(RequestRouter):  # type: ignore[misc]
     """Prefers the replica that got the longest beginning of a prompt, while it is not much busier than the others."""
 
     def initialize_state(self, imbalance: int = 8) -> None:
@@ -91,7 +91,6 @@ def _chain(pending: PendingRequest | None) -> tuple[bytes, ...]:
     return asked.chain if isinstance(asked, Asked) else ()
 
 
-@serve.deployment(name="Replica", max_ongoing_requests=MOST_AT_ONCE, health_check_period_s=HEALTH_SECONDS)
 class Replica:
     """One engine and its server."""
 
@@ -133,7 +132,6 @@ class Replica:
         self._context.service.max_running = thread.engine.max_running
 
 
-@serve.deployment(name="Door", max_ongoing_requests=MOST_AT_ONCE)
 class Door:
     """Takes HTTP, and answers with what a replica says."""
 
@@ -199,5 +197,13 @@ def app(args: AppOptions) -> Application:
         request_router_class="latentkv.integrations.ray:PrefixRouter",
         request_router_kwargs={"imbalance": args.imbalance},
     )
-    replica = Replica.options(**scaling, request_router_config=router, ray_actor_options={"num_cpus": args.cpus})
-    return Door.options(ray_actor_options={"num_cpus": 0}).bind(replica.bind(args.model, args.options))
+    replica = serve.deployment(
+        name="Replica",
+        max_ongoing_requests=MOST_AT_ONCE,
+        health_check_period_s=HEALTH_SECONDS,
+        request_router_config=router,
+        ray_actor_options={"num_cpus": args.cpus},
+        **scaling,
+    )(Replica)
+    door = serve.deployment(name="Door", max_ongoing_requests=MOST_AT_ONCE, ray_actor_options={"num_cpus": 0})(Door)
+    return door.bind(replica.bind(args.model, args.options))

@@ -42,7 +42,7 @@ class CacheReadingModel:
     """Its logits are a hash of the tokens *found in the cache*: a wrong page, slot or copy gives other tokens.
 
     Each row holds its token and its position, in every layer, exact in float32 and bfloat16. A row that is not where
-    the page table says fails at once.
+    the page table says fails at once. With `memory`, only so many last tokens decide: its texts repeat themselves.
     """
 
     vocab_size = VOCAB_SIZE
@@ -57,9 +57,10 @@ class CacheReadingModel:
         v_head_dim=1,
     )
 
-    def __init__(self, *, max_position_embeddings: int = 256, salt: int = 0) -> None:
+    def __init__(self, *, max_position_embeddings: int = 256, salt: int = 0, memory: int = 0) -> None:
         self.max_position_embeddings = max_position_embeddings
         self.salt = salt
+        self.memory = memory
         self.identity = f"fake-{salt}".encode()
         self.calls: list[tuple[tuple[int, int], ...]] = []
         self.fail_at_call: int | None = None
@@ -82,7 +83,7 @@ class CacheReadingModel:
         pages = batch.page_table[sequence, positions // batch.page_tokens].long()
         read = cache.layer(1).read(pages * batch.page_tokens + positions % batch.page_tokens)
         assert read["rope"][:, 0].tolist() == (positions % 128).tolist(), "rows of other positions"
-        return scripted_logits(self._tokens(read["latent"]), salt=self.salt)
+        return scripted_logits(self._tokens(read["latent"])[-self.memory :], salt=self.salt)
 
     def _latent(self, token_ids: Tensor) -> Tensor:
         return token_ids[:, None].float()

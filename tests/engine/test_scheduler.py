@@ -40,7 +40,7 @@ def advance(scheduler: Scheduler, token: int = 7) -> list[tuple[str, int, int, b
     """One step, committed and checked; what it was."""
     step = scheduler.schedule()
     scheduler.check()
-    scheduler.commit(step, [token] * len(step.sampling))
+    scheduler.commit(step, [[token]] * len(step.sampling))
     scheduler.check()
     return shape(step)
 
@@ -166,7 +166,7 @@ def test_abort_between_schedule_and_commit() -> None:
     step = scheduler.schedule()
     scheduler.finish(gone, "abort")
     scheduler.finish(gone, "stop")
-    scheduler.commit(step, [7, 8])
+    scheduler.commit(step, [[7], [8]])
     scheduler.check()
     assert (gone.finish_reason, gone.output_tokens, gone.pages) == ("abort", 0, [])
     assert stays.output_token_ids == [8]
@@ -210,7 +210,8 @@ class AnyTraffic(RuleBasedStateMachine):
             assert len(chunk.sequence.pages) * 2 >= chunk.start + chunk.count
             assert chunk.samples == (chunk.start + chunk.count == len(chunk.sequence.token_ids))
         size = len(step.sampling)
-        self.scheduler.commit(step, data.draw(st.lists(st.integers(0, 2), min_size=size, max_size=size)))
+        tokens = data.draw(st.lists(st.integers(0, 2), min_size=size, max_size=size))
+        self.scheduler.commit(step, [[token] for token in tokens])
 
     @precondition(lambda self: self.added)
     @rule(data=st.data())

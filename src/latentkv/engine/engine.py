@@ -9,11 +9,9 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Sequence as Many
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from itertools import count
 from pathlib import Path
-
-import torch
 
 from latentkv.cache.latent import LatentCache
 from latentkv.cache.layout import DEFAULT_PAGE_TOKENS, CacheLayout, layout_for
@@ -21,71 +19,21 @@ from latentkv.cache.pages import PageAccountingError, PageAllocator
 from latentkv.cache.prefix import PrefixIndex
 from latentkv.cache.tiers.options import DEFAULT_DISK_BYTES, TierOptions
 from latentkv.engine.identity import cache_identity, describe
+from latentkv.engine.live import Live, Work
 from latentkv.engine.mover import PageMover
-from latentkv.engine.output import EngineStats, Output, Timings
+from latentkv.engine.output import EngineStats, Output
 from latentkv.engine.runner import Model, run_step
-from latentkv.engine.sampler import Constraint, Row, Sampled, make_generator, sample
+from latentkv.engine.sampler import Constraint, Sampled, make_generator
 from latentkv.engine.sampling_params import SamplingParams
 from latentkv.engine.scheduler import Limits, Scheduler
-from latentkv.engine.state import Chunk, Request, Sequence, Step
+from latentkv.engine.speculative import Speculation
+from latentkv.engine.state import Chunk, Request, Sequence
 from latentkv.engine.text import OutputText, StopMatcher, Tokenizer
+from latentkv.engine.verify import sample_step
 from latentkv.errors import CapacityError, OptionError, TokenizerError, sentence
 
 DEFAULT_CACHE_TOKENS = 32768
 DEFAULT_CACHE_BYTES = 2 * 1024**3
-
-
-@dataclass(slots=True)
-class _Live:
-    """A request that runs, with what only the engine needs of it; times in seconds."""
-
-    sequence: Sequence
-    text: OutputText
-    generator: torch.Generator
-    constraint: Constraint | None
-    end_token_ids: tuple[int, ...]
-    submitted: float
-    started: float | None = None
-    first_token: float | None = None
-
-    def row(self) -> Row:
-        sequence = self.sequence
-        early = sequence.output_tokens < sequence.request.params.min_tokens
-        return Row(
-            params=sequence.request.params,
-            prompt_ids=sequence.request.prompt_token_ids,
-            output_ids=sequence.output_token_ids,
-            banned_ids=self.end_token_ids if early else (),
-            generator=self.generator,
-            constraint=self.constraint,
-        )
-
-    def timings(self, now: float) -> Timings:
-        started = self.started if self.started is not None else now
-        first = self.first_token if self.first_token is not None else now
-        return Timings((started - self.submitted) * 1e3, (first - started) * 1e3, (now - first) * 1e3)
-
-
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """Counts of steps done."""
-
-    steps: int = 0
-    prefill_tokens: int = 0
-    decode_tokens: int = 0
-    prefill_seconds: float = 0.0
-    decode_seconds: float = 0.0
-
-    def plus(self, step: Step, seconds: float) -> _Work:
-        decoded = sum(chunk.count for chunk in step.chunks if chunk.decodes)
-        share = seconds * decoded / step.num_tokens
-        return _Work(
-            self.steps + 1,
-            self.prefill_tokens + step.num_tokens - decoded,
-            self.decode_tokens + decoded,
-            self.prefill_seconds + seconds - share,
-            self.decode_seconds + share,
-        )
 
 
 class Engine:
@@ -103,6 +51,7 @@ class Engine:
     host_cache_bytes:    memory for pages that leave the cache (docs/tiers.md, also for the next four); 0 = none
     swap_dir:            folder for pages that find no room there, up to `swap_bytes`; None = none
     cache_dir:           folder for all full pages, up to `cache_dir_bytes` for this model: the next process finds them
+    speculation:         guess tokens that follow from the sequence's own text (docs/scheduling.md); None = off
     adapter:             what else decides a model's rows, the name of a LoRA for instance; no page is shared across it
 
     Raises OptionError for a value outside its range, or a folder that cannot be used.
@@ -125,6 +74,7 @@ class Engine:
         cache_dir: str | Path | None = None,
         cache_dir_bytes: int = DEFAULT_DISK_BYTES,
         adapter: str = "",
+        speculation: Speculation | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -140,14 +90,15 @@ class Engine:
         tiers.check_prefix_cache(prefix_cache=prefix_cache)
         self._cache = LatentCache(layout, _pool_pages(layout, cache_tokens), device=model.device)
         self._prefix_cache = prefix_cache
+        self._speculation = speculation
         self._identity = cache_identity(model, layout, adapter, all_weights=cache_dir is not None)
         self._mover = PageMover.open(self._cache, tiers, identity=self._identity, model=describe(model))
         if self._mover.tiers is not None:
             weakref.finalize(self, self._mover.tiers.close)
         self._scheduler = self._make_scheduler()
-        self._live: dict[str, _Live] = {}
+        self._live: dict[str, Live] = {}
         self._numbers = count()
-        self._work = _Work()
+        self._work = Work()
 
     @property
     def has_work(self) -> bool:
@@ -178,10 +129,14 @@ class Engine:
         *,
         request_id: str | None = None,
         constraint: Constraint | None = None,
+        priority: int = 0,
+        owner: str = "",
     ) -> str:
         """Queue a prompt (text, or token ids taken as they are); returns the request's id.
 
         constraint: which tokens may follow, a grammar for instance; used by this request alone
+        priority: less is more urgent
+        owner: whose request it is; owners of equally urgent requests share the machine (docs/scheduling.md)
 
         Raises OptionError for an empty prompt, unknown token ids or an id in use, TokenizerError for text without a
         tokenizer, CapacityError for a prompt that is longer than the model's context or the cache.
@@ -194,12 +149,12 @@ class Engine:
         self._check_params(params)
         ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.model.eos_token_ids)
         sequence = Sequence(
-            Request(name, token_ids, params),
+            Request(name, token_ids, params, priority, owner),
             limit_tokens=min(len(token_ids) + params.max_tokens, self.model.max_position_embeddings),
             stop_token_ids=ends,
         )
         self._scheduler.add(sequence)
-        self._live[name] = _Live(
+        self._live[name] = Live(
             sequence,
             OutputText(
                 self.tokenizer.stream(after=token_ids) if self.tokenizer is not None else None,
@@ -247,13 +202,13 @@ class Engine:
             live = self._live[chunk.sequence.id]
             live.started = live.started if live.started is not None else begin
         logits = run_step(self.model, self._cache, step)
-        sampled = sample(logits, [self._live[chunk.sequence.id].row() for chunk in step.sampling])
-        self._scheduler.commit(step, [token.token_id for token in sampled])
+        given = sample_step(logits, step, lambda chunk, more: self._live[chunk.sequence.id].row(more))
+        self._scheduler.commit(step, [[token.token_id for token in tokens] for tokens in given])
         now = time.perf_counter()
-        before, self._work = self._work, self._work.plus(step, now - begin)
+        before, self._work = self._work, self._work.plus(step, given, now - begin)
         prefill_seconds = self._work.prefill_seconds - before.prefill_seconds
         self._mover.computed(self._work.prefill_tokens - before.prefill_tokens, prefill_seconds)
-        return [self._output(chunk, token, now) for chunk, token in zip(step.sampling, sampled, strict=True)]
+        return [self._output(chunk, tokens, now) for chunk, tokens in zip(step.sampling, given, strict=True)]
 
     def abort(self, request_id: str) -> bool:
         """End a request now and free its pages; False if no such request is alive. It has no further output."""
@@ -309,6 +264,8 @@ class Engine:
             disk_hit_tokens=counts.hit_tokens["swap"] + counts.hit_tokens["cache"],
             restored_tokens=counts.restored_tokens,
             recomputed_tokens=counts.recomputed_tokens,
+            proposed_tokens=counts.proposed_tokens,
+            accepted_tokens=counts.accepted_tokens,
             **asdict(self._mover.stats()),
         )
 
@@ -339,22 +296,32 @@ class Engine:
                 mover.save(link, page)
 
         pages = PageAllocator(self._cache.num_pages, page_tokens=layout.page_tokens, on_evict=evicted)
-        return Scheduler(pages, prefix, self._limits, mover)
+        return Scheduler(pages, prefix, self._limits, mover, speculation=self._speculation)
 
-    def _output(self, chunk: Chunk, token: Sampled, now: float) -> Output:
-        """What a sampled token adds to its request; stop strings are found here, and end it."""
+    def _output(self, chunk: Chunk, tokens: Many[Sampled], now: float) -> Output:
+        """What sampled tokens add to their request; stop strings are found here, and end it."""
         sequence = chunk.sequence
         live = self._live[sequence.id]
         live.first_token = live.first_token if live.first_token is not None else now
         reason = sequence.finish_reason
-        text = "" if reason == "stop" else live.text.push(token.token_id)
+        text = ""
+        for index, token in enumerate(tokens):
+            if reason != "stop" or index < len(tokens) - 1:
+                text += live.text.push(token.token_id)
+            if live.text.stopped:
+                tokens = tokens[: index + 1]
+                break
         if reason is not None:
             text += live.text.finish()
         if live.text.stopped:
             self._scheduler.finish(sequence, "stop")
             reason = "stop"
         output = Output(
-            sequence.id, (token.token_id,), text, (token.logprob,) if token.logprob is not None else (), reason
+            sequence.id,
+            tuple(token.token_id for token in tokens),
+            text,
+            tuple(token.logprob for token in tokens if token.logprob is not None),
+            reason,
         )
         if reason is None:
             return output

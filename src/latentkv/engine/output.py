@@ -81,6 +81,8 @@ class EngineStats:
     prefix_hit_tokens:     those found, wherever; host_hit_tokens and disk_hit_tokens are parts of it
     restored_tokens:       of preempted requests, tokens found again when they came back
     recomputed_tokens:     of preempted requests, tokens that had to be computed again
+
+    proposed_tokens, accepted_tokens: guesses that were computed, and those of them that were right
     """
 
     steps: int
@@ -111,3 +113,5 @@ class EngineStats:
     disk_hit_tokens: int = 0
     restored_tokens: int = 0
     recomputed_tokens: int = 0
+    proposed_tokens: int = 0
+    accepted_tokens: int = 0

@@ -52,22 +52,18 @@ class Model(Protocol):
 
 
 def run_step(model: Model, cache: LatentCache, step: Step) -> Tensor:
-    """Compute a step; logits [M, vocab] float32, one row for each of `step.sampling`. Mutates the cache."""
+    """Compute a step; logits [M, vocab] float32, one for each of `step.logit_rows`. Mutates the cache."""
     batch = Batch.build(
         query_lens=[chunk.count for chunk in step.chunks],
         context_lens=[chunk.start + chunk.count for chunk in step.chunks],
         pages=[chunk.sequence.pages for chunk in step.chunks],
         page_tokens=cache.layout.page_tokens,
     )
-    token_ids = [
-        token for chunk in step.chunks for token in chunk.sequence.token_ids[chunk.start : chunk.start + chunk.count]
-    ]
-    last_rows = (batch.query_start[1:] - 1).tolist()
-    wanted = [row for row, chunk in zip(last_rows, step.chunks, strict=True) if chunk.samples]
+    token_ids = [token for chunk in step.chunks for token in chunk.token_ids]
     with torch.inference_mode():
         return model.forward(
             torch.tensor(token_ids, dtype=torch.int64, device=model.device),
             batch,
             cache,
-            logit_rows=torch.tensor(wanted, dtype=torch.int64, device=model.device),
+            logit_rows=torch.tensor(step.logit_rows, dtype=torch.int64, device=model.device),
         )

@@ -1,9 +1,14 @@
 """Which tokens the next step computes, and in which pages. Knows neither tensors nor text.
 
-Continuous batching: sequences that generate go first, then prompts in order of arrival, in chunks, as far as tokens,
-sequences and pages allow. When pages run out, the youngest running sequence goes back to the head of the queue, and its
-pages are evicted when others need them; the oldest therefore always goes on, and `add` refuses a prompt that does not
-fit even alone.
+Continuous batching: every sequence that generates gets its token, then prompts are computed in chunks, in the order of
+waiting.py, as far as tokens, sequences and pages allow; guesses (speculative.py) get what is left. As many sequences as
+tokens in a step may run, so that none is left out, and a token waits for one step at most.
+
+When pages run out, the least urgent running sequence, of equals the one that started last, goes back to the queue, and
+its pages are evicted when others need them; the most urgent and oldest therefore always goes on, and `add` refuses a
+prompt that does not fit even alone. A waiting sequence that is more urgent from the start may take the place of others.
+
+A prompt whose beginning another one is just computing waits for it instead of computing it a second time.
 
 Who starts or comes back takes, in this order: pages of its beginning that are in the cache, pages from lower tiers,
 copied rows of a page that begins as it goes on. The rest is computed. A preempted sequence needs no swapping of its
@@ -12,16 +17,18 @@ own: its full pages are found like those of any prefix, and loaded or computed a
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Sequence as Many
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from latentkv.cache.pages import PageAccountingError, PageAllocator
-from latentkv.cache.prefix import NO_MATCH, Link, PrefixIndex
+from latentkv.cache.prefix import NO_MATCH, Link, Match, PrefixIndex
 from latentkv.cache.tiers.record import Rows
 from latentkv.cache.tiers.tiers import Fetched
+from latentkv.engine.speculative import NgramLookup, Speculation
 from latentkv.engine.state import Chunk, FinishReason, Sequence, Status, Step
+from latentkv.engine.waiting import WaitingLine
 from latentkv.errors import CapacityError, OptionError, sentence
 
 
@@ -67,12 +74,15 @@ class Counts:
     recomputed_tokens: of preempted sequences, tokens whose rows had to be computed again
     queried_tokens:    of prompts that were looked up, each once
     hit_tokens:        those found, by where: "device", "host", "swap", "cache"
+    proposed_tokens:   guesses that were computed; accepted_tokens: those that were right
     """
 
     preemptions: int = 0
     restored_tokens: int = 0
     recomputed_tokens: int = 0
     queried_tokens: int = 0
+    proposed_tokens: int = 0
+    accepted_tokens: int = 0
     hit_tokens: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -82,18 +92,25 @@ class Counts:
 
 
 class Scheduler:
-    """Owns the queue, the running sequences (in order of arrival) and their pages."""
+    """Owns the queue, the running sequences (in the order in which they started) and their pages."""
 
     def __init__(
-        self, pages: PageAllocator, prefix: PrefixIndex | None, limits: Limits, mover: Mover | None = None
+        self,
+        pages: PageAllocator,
+        prefix: PrefixIndex | None,
+        limits: Limits,
+        mover: Mover | None = None,
+        *,
+        speculation: Speculation | None = None,
     ) -> None:
         self.pages = pages
         self.prefix = prefix
         self.limits = limits
-        self.waiting: deque[Sequence] = deque()
+        self.waiting = WaitingLine()
         self.running: list[Sequence] = []
         self.counts = Counts()
         self._mover = mover
+        self._speculation = speculation
 
     @property
     def has_work(self) -> bool:
@@ -117,34 +134,48 @@ class Scheduler:
             )
         # The last token of a sequence is never fed back, so it needs no row.
         sequence.limit_tokens = min(sequence.limit_tokens, room + 1)
-        self.waiting.append(sequence)
+        if self._speculation is not None:
+            sequence.lookup = NgramLookup(self._speculation)
+        self.waiting.arrive(sequence)
 
     def schedule(self) -> Step:
         """Choose the next step; its chunks are empty only when there is no work."""
+        self.waiting.now += 1
+        self._make_way()
+        for sequence in sorted(self.running, key=self.waiting.rank):
+            if sequence.status is Status.RUNNING:
+                self._make_room(sequence)
         chunks: list[Chunk] = []
         budget = self.limits.max_batch_tokens
-        # At most the youngest running sequence is still in its prompt: order of arrival means decodes first.
-        for sequence in list(self.running):
-            if budget > 0 and sequence.status is Status.RUNNING and self._make_room(sequence, budget):
+        # At most one running sequence is still in its prompt: the one that was admitted last.
+        for sequence in sorted(self.running, key=lambda one: one.pending > 1):
+            if budget > 0:
                 chunks.append(_chunk(sequence, budget))
                 budget -= chunks[-1].count
         # A sequence preempted above cannot come back at once: less than its pages and the spare ones is available.
-        while budget > 0 and self._admit_next():
+        while budget > 0 and self._admit_next(chunks):
             chunks.append(_chunk(self.running[-1], budget))
             budget -= chunks[-1].count
+        chunks = self._with_drafts(chunks, budget)
+        for chunk in chunks:
+            self.waiting.serve(chunk.sequence, chunk.count)
         return Step(tuple(chunks))
 
-    def commit(self, step: Step, tokens: Many[int]) -> None:
-        """Take note that a step was computed and that `tokens` were sampled, one for each of `step.sampling`."""
-        sampled = dict(zip(step.sampling, tokens, strict=True))
+    def commit(self, step: Step, tokens: Many[Many[int]]) -> None:
+        """Take note that a step was computed and which tokens it gave to each of `step.sampling`: one or more."""
+        given = dict(zip(step.sampling, tokens, strict=True))
         for chunk in step.chunks:
             sequence = chunk.sequence
             if sequence.status is not Status.RUNNING:
                 continue  # aborted since the step was scheduled
-            sequence.computed = chunk.start + chunk.count
+            new = given.get(chunk, ())
+            # Rows of guesses count as far as these came true: each token but the last was one.
+            sequence.computed = chunk.start + chunk.count - len(chunk.drafts) + max(0, len(new) - 1)
+            sequence.token_ids += new
             self._index(sequence)
+            if chunk.drafts:
+                self._learn(chunk, accepted=len(new) - 1)
             if chunk.samples:
-                sequence.token_ids.append(sampled[chunk])
                 reason = sequence.reason_to_finish()
                 if reason is not None:
                     self.finish(sequence, reason)
@@ -156,8 +187,9 @@ class Scheduler:
         if sequence.status is Status.RUNNING:
             self.running.remove(sequence)
         else:
-            self.waiting.remove(sequence)
+            self.waiting.leave(sequence)
         self._give_back(sequence)
+        self.waiting.ended(sequence)
         sequence.status = Status.FINISHED
         sequence.finish_reason = reason
 
@@ -174,29 +206,109 @@ class Scheduler:
         if indexed != self.pages.kept_pages:
             raise PageAccountingError(f"{len(indexed)} pages indexed, {len(self.pages.kept_pages)} kept, not the same")
 
-    def _make_room(self, sequence: Sequence, budget: int) -> bool:
-        """Pages for the next chunk, preempting younger sequences; False when `sequence` itself had to go."""
-        short = self.pages.pages_for(sequence.computed + min(sequence.pending, budget)) - len(sequence.pages)
-        while short > self.pages.available_pages:
-            self._preempt(self.running[-1])
-            if sequence.status is not Status.RUNNING:
-                return False
-        sequence.pages += self.pages.allocate(max(short, 0))
-        return True
+    def _make_way(self) -> None:
+        """Preempt less urgent sequences for the head of the queue, when that gives it the place and pages it lacks."""
+        head = self.waiting.first if self.running else None
+        if head is None:
+            return
+        victims = [
+            one
+            for one in sorted(self.running, key=self.waiting.rank, reverse=True)
+            if one.request.priority > head.request.priority and self.waiting.rank(one) > self.waiting.rank(head)
+        ]
+        for victim in victims:
+            short = self.pages.pages_for(len(head.token_ids)) + len(self.running) - self.pages.available_pages
+            full = len(self.running) >= min(self.limits.max_batch_sequences, self.limits.max_batch_tokens)
+            if not full and short <= 0:
+                return
+            if short > sum(len(one.pages) for one in victims if one.status is Status.RUNNING):
+                return
+            self._preempt(victim)
 
-    def _admit_next(self) -> bool:
-        """Start the head of the queue if all of its tokens fit now."""
+    def _make_room(self, sequence: Sequence) -> None:
+        """Pages for the next chunk, preempting the least urgent, which may be `sequence` itself."""
+        # Those of a prompt were all taken when it started.
+        short = self.pages.pages_for(len(sequence.token_ids)) - len(sequence.pages)
+        while short > self.pages.available_pages:
+            last = len(self.running) - 1
+            victim = max(range(last + 1), key=lambda index: (self.waiting.rank(self.running[index]), index))
+            self._preempt(self.running[victim])
+            if sequence.status is not Status.RUNNING:
+                return
+        sequence.pages += self.pages.allocate(max(short, 0))
+
+    def _with_drafts(self, chunks: list[Chunk], budget: int) -> list[Chunk]:
+        """The same chunks, those of generating sequences with guesses, as far as tokens and free pages allow."""
+        speculation = self._speculation
+        generating = sum(chunk.decodes for chunk in chunks)
+        if speculation is None or not 0 < generating <= speculation.max_sequences:
+            return chunks
+        drafted: list[Chunk] = []
+        for chunk in chunks:
+            sequence = chunk.sequence
+            # The last token of a sequence is never fed back.
+            most = min(budget, sequence.limit_tokens - len(sequence.token_ids) - 1)
+            drafts: tuple[int, ...] = ()
+            if chunk.decodes and sequence.lookup is not None:
+                drafts = sequence.lookup.propose(sequence.token_ids, most)
+            if drafts:
+                short = self.pages.pages_for(sequence.computed + 1 + len(drafts)) - len(sequence.pages)
+                if short > self.pages.free_pages:
+                    drafts = drafts[: len(sequence.pages) * self.pages.page_tokens - sequence.computed - 1]
+                else:
+                    sequence.pages += self.pages.allocate(max(short, 0))
+                budget -= len(drafts)
+            drafted.append(replace(chunk, count=chunk.count + len(drafts), drafts=drafts) if drafts else chunk)
+        return drafted
+
+    def _learn(self, chunk: Chunk, *, accepted: int) -> None:
+        """Count what came of guesses, and give back the pages that only wrong ones needed."""
+        sequence = chunk.sequence
+        self.counts.proposed_tokens += len(chunk.drafts)
+        self.counts.accepted_tokens += accepted
+        if sequence.lookup is not None:
+            sequence.lookup.learn(proposed=len(chunk.drafts), accepted=accepted, length=len(sequence.token_ids))
+        kept = self.pages.pages_for(len(sequence.token_ids))
+        self.pages.release(sequence.pages[kept:])
+        del sequence.pages[kept:]
+
+    def _admit_next(self, chunks: Many[Chunk]) -> bool:
+        """Start the first of the queue that does not wait for a page now computed, if all of its tokens fit."""
         if not self.waiting or len(self.running) >= self.limits.max_batch_sequences:
             return False
-        sequence = self.waiting[0]
-        found = self.prefix.match(sequence.token_ids) if self.prefix is not None else NO_MATCH
+        for sequence in self.waiting:
+            found = self.prefix.match(sequence.token_ids) if self.prefix is not None else NO_MATCH
+            if not self._is_computed_now(sequence, found, chunks):
+                return self._admit(sequence, found)
+        return False
+
+    def _is_computed_now(self, sequence: Sequence, found: Match, chunks: Many[Chunk]) -> bool:
+        """Whether this step or the rest of a prompt in it computes a full page that `sequence` could use."""
+        if self.prefix is None:
+            return False
+        size = self.pages.page_tokens
+        begin = len(found.pages) * size
+        # At least one token is left to compute.
+        if begin + size > len(sequence.token_ids) - 1:
+            return False
+        wanted = sequence.token_ids[: begin + size]
+        return any(
+            len(chunk.sequence.token_ids) >= begin + size
+            and chunk.start + chunk.count > begin
+            and chunk.sequence.token_ids[: begin + size] == wanted
+            for chunk in chunks
+            if not chunk.decodes
+        )
+
+    def _admit(self, sequence: Sequence, found: Match) -> bool:
+        """Start a sequence if all of its tokens fit now."""
         needed = self.pages.pages_for(len(sequence.token_ids)) - len(found.pages)
         self.pages.share(found.pages)
         # One page is left for each running sequence, or the newcomer would soon be preempted for them.
         if needed + len(self.running) > self.pages.available_pages:
             self.pages.release(found.pages)
             return False
-        self.waiting.popleft()
+        self.waiting.leave(sequence)
         self.running.append(sequence)
         sequence.pages = list(found.pages)
         sequence.prefix = found.tail
@@ -248,11 +360,10 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
-        self.waiting.appendleft(sequence)
         sequence.lost_tokens = sequence.computed
         self._give_back(sequence)
-        sequence.status = Status.WAITING
         sequence.preemptions += 1
+        self.waiting.come_back(sequence)
         self.counts.preemptions += 1
 
     def _give_back(self, sequence: Sequence) -> None:

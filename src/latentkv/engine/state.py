@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal
 
 from latentkv.cache.prefix import Link
 from latentkv.engine.sampling_params import SamplingParams
+from latentkv.engine.speculative import NgramLookup
 
 FinishReason = Literal["stop", "length", "abort"]
 
@@ -22,16 +24,21 @@ class Status(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What was asked for, as token ids."""
+    """What was asked for, as token ids.
+
+    priority: less is more urgent; owner: whose it is, for a fair share between owners
+    """
 
     id: str
     prompt_token_ids: tuple[int, ...]
     params: SamplingParams
+    priority: int = 0
+    owner: str = ""
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """A request on its way. Written by the scheduler only.
+    """A request on its way. Written by the scheduler (and its waiting line) only.
 
     token_ids:      prompt and output
     computed:       how many of them have their rows in the cache
@@ -41,6 +48,8 @@ class Sequence:
     stop_token_ids: tokens that end it, the model's own included
     reused_tokens:  tokens of the prompt found in the cache or in a lower tier when the sequence first ran
     lost_tokens:    how many had their rows in the cache when the sequence was last preempted
+    arrival:        its number among all; queued_at, waited_steps: since when it waits, and how long it did before
+    lookup:         guesses its next tokens; None without speculation
     """
 
     request: Request
@@ -55,6 +64,10 @@ class Sequence:
     reused_tokens: int = 0
     lost_tokens: int = 0
     preemptions: int = 0
+    arrival: int = 0
+    queued_at: int = 0
+    waited_steps: int = 0
+    lookup: NgramLookup | None = None
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.request.prompt_token_ids)
@@ -84,27 +97,38 @@ class Sequence:
         """Tokens whose rows are not in the cache yet: 1 while decoding."""
         return len(self.token_ids) - self.computed
 
-    def reason_to_finish(self) -> FinishReason | None:
-        """Why the sequence ends with its last token; None while it goes on."""
-        enough = self.output_tokens > self.request.params.min_tokens
-        if enough and self.token_ids[-1] in self.stop_token_ids:
+    def reason_to_finish(self, more: Tokens[int] = ()) -> FinishReason | None:
+        """Why the sequence ends with its last token, or the last of `more` if these came too; None while it goes on."""
+        last = more[-1] if more else self.token_ids[-1]
+        enough = self.output_tokens + len(more) > self.request.params.min_tokens
+        if enough and last in self.stop_token_ids:
             return "stop"
-        return "length" if len(self.token_ids) >= self.limit_tokens else None
+        return "length" if len(self.token_ids) + len(more) >= self.limit_tokens else None
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Tokens [start, start + count) of a sequence, computed in one step; `samples` when a token follows from them."""
+    """Tokens [start, start + count) of a sequence, computed in one step; `samples` when a token follows from them.
+
+    drafts: the last of them, where they are only guessed; a token follows from each of these and from the one before
+    """
 
     sequence: Sequence
     start: int
     count: int
     samples: bool
+    drafts: tuple[int, ...] = ()
 
     @property
     def decodes(self) -> bool:
-        """Whether this is the one new token of a sequence that is already generating."""
-        return self.count == 1 and self.start >= self.sequence.prompt_tokens
+        """Whether this is the one new token of a sequence that is already generating, with guesses perhaps."""
+        return self.count == 1 + len(self.drafts) and self.start >= self.sequence.prompt_tokens
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The tokens."""
+        own = self.sequence.token_ids[self.start : self.start + self.count - len(self.drafts)]
+        return [*own, *self.drafts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,3 +146,14 @@ class Step:
     def sampling(self) -> tuple[Chunk, ...]:
         """The chunks after which a token is sampled."""
         return tuple(chunk for chunk in self.chunks if chunk.samples)
+
+    @property
+    def logit_rows(self) -> list[int]:
+        """Which of the step's tokens logits are wanted of: the last of each of `sampling`, and those before guesses."""
+        rows: list[int] = []
+        end = 0
+        for chunk in self.chunks:
+            end += chunk.count
+            if chunk.samples:
+                rows += range(end - 1 - len(chunk.drafts), end)
+        return rows

@@ -76,3 +76,12 @@ def test_a_folder_that_is_none(run: Run, command: str, tmp_path: Path) -> None:
 def test_bad_options(run: Run, tiny_folder: Path, tmp_path: Path, options: tuple[str, ...], parts: tuple[str]) -> None:
     named = [str(tmp_path) if option == "SELF" else option for option in options]
     assert_one_sentence(run("generate", tiny_folder, "-p", "abc", *named), *parts)
+
+
+def test_the_end_of_the_pool(run: Run, tiny_folder: Path) -> None:
+    options = ("--page-tokens", "16", "--cache-tokens", "32", "--json")
+    ended = run("generate", tiny_folder, "-p", "abcdefgh" * 2, "--max-tokens", "100", *options)
+    record = json.loads(ended.stdout)
+    assert (record["finish_reason"], record["prompt_tokens"] + record["completion_tokens"]) == ("length", 33)
+    refused = run("generate", tiny_folder, "-p", PROMPT, *options)
+    assert_one_sentence(refused, "prompt: expected at most 32 tokens (the page pool), got 80 tokens.", "cache_tokens")

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from latentkv.cli.options import ENGINE, SAMPLING, TIERS, checked_prompt, engine_options, sampling_params, with_options
+from latentkv.cli.options import (
+    ENGINE,
+    POOL,
+    SAMPLING,
+    TIERS,
+    checked_prompt,
+    engine_options,
+    sampling_params,
+    with_options,
+)
 from latentkv.errors import CapacityError
 
 if TYPE_CHECKING:
@@ -24,7 +33,7 @@ Messages = list[dict[str, str]]
 @click.option("--system", metavar="TEXT", help="A system message before the conversation.")
 @click.option("--no-stream", is_flag=True, help="Print an answer when it is complete.")
 @click.option("--no-stats", is_flag=True, help="Leave out the line with speed and cache size on stderr.")
-@with_options(SAMPLING, ENGINE, TIERS)
+@with_options(SAMPLING, ENGINE, POOL, TIERS)
 def chat(
     *, model: str | None, prompt: str | None, system: str | None, no_stream: bool, no_stats: bool, **options: Any
 ) -> None:

@@ -11,6 +11,7 @@ import click
 from latentkv.cli.options import (
     ENGINE,
     OUTPUT,
+    POOL,
     SAMPLING,
     TIERS,
     checked_prompt,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 @click.command(short_help="Continue a text.")
 @click.argument("model", required=False)
 @click.option("--prompt", "-p", metavar="TEXT", help="The text to continue.  [default: all of stdin]")
-@with_options(SAMPLING, ENGINE, TIERS, OUTPUT)
+@with_options(SAMPLING, ENGINE, POOL, TIERS, OUTPUT)
 def generate(
     *, model: str | None, prompt: str | None, as_json: bool, no_stream: bool, no_stats: bool, **options: Any
 ) -> None:

@@ -31,6 +31,7 @@ class EngineOptions:
     page_tokens: int
     memory_bytes: int | Literal["available", "unlimited"] = "available"
     tiers: TierOptions = NO_TIERS
+    cache_tokens: int | None = None
 
 
 SAMPLING = (
@@ -91,6 +92,13 @@ ENGINE = (
         help="What weights may take: a size such as 8GiB, available (what is free now), or unlimited to try anyway.",
     ),
 )
+POOL = (
+    click.option(
+        "--cache-tokens",
+        type=click.IntRange(min=1),
+        help="Longest context, prompt and output together.  [default: 32768, or as many as fit in 2 GiB]",
+    ),
+)
 TIERS = (
     click.option(
         "--host-cache",
@@ -142,6 +150,7 @@ def engine_options(options: Mapping[str, Any]) -> EngineOptions:
         page_tokens=int(options["page_tokens"]),
         memory_bytes=_memory(options["memory"]),
         tiers=tier_options(options),
+        cache_tokens=options.get("cache_tokens"),
     )
 
 

@@ -50,6 +50,7 @@ def load(model: str | None, options: EngineOptions) -> Running:
             tokenizer=loaded.tokenizer,
             cache_format=options.cache_format,
             page_tokens=options.page_tokens,
+            cache_tokens=options.cache_tokens,
             **asdict(options.tiers),
         )
         layout = layout_for(loaded.model.geometry, options.cache_format, page_tokens=options.page_tokens)

@@ -1,6 +1,6 @@
 """A server under everything that goes wrong, for a while: nothing may crash, leak or be answered wrongly.
 
-A server in another process has a pool of 160 small pages and an attention backend that fails every 50th step.
+A server in another process has a pool of 300 pages of 4 tokens and an attention backend that fails every 50th step.
 Clients send prompts that share beginnings, hang up in the middle, send prompts that are too long, unknown fields and
 broken JSON. Every answer that was waited for has to be the one that the same model gives offline; the books of pages
 have to agree, memory has to stay, and no answer may be a 5xx. The last line is JSON; exit code 1 tells of a failure.
@@ -30,7 +30,7 @@ from latentkv.bench.load.served import Served, serving
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 ADMIN = {"Authorization": "Bearer soak"}
-CONTEXT_TOKENS, PAGE_TOKENS, PAGES = 2048, 16, 160
+CONTEXT_TOKENS, PAGE_TOKENS, PAGES = 2048, 4, 300
 OPTIONS = (
     *("--cache-format", "f32", "--page-tokens", str(PAGE_TOKENS), "--cache-tokens", str(PAGES * PAGE_TOKENS)),
     *("--max-batch-tokens", "256", "--max-batch-sequences", "16", "--max-queue", "4", "--admin-key", "soak"),

@@ -62,7 +62,7 @@ def test_a_request_arrives_as_it_was_asked() -> None:
 
 
 def test_an_answer_comes_in_parts() -> None:
-    begun, *body = asyncio.run(parts_of(asked("GET", "/pieces")))
+    _, *body = asyncio.run(parts_of(asked("GET", "/pieces")))
     assert len(body) == 1000
     assert body[:2] == [b"0;", b"1;"]
 

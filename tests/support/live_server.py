@@ -39,7 +39,7 @@ _FIELDS = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 16,
-    "max_position_embeddings": 1024,
+    "max_position_embeddings": 16384,
     "pad_token_id": None,
 }
 
@@ -63,7 +63,7 @@ def loader(folder: Path, **options: Any) -> Callable[[], Engine]:
 
     def load() -> Engine:
         loaded = load_model(folder, dtype="float32")
-        return Engine(loaded.model, loaded.tokenizer, **{"cache_tokens": 4096, "max_batch_tokens": 128, **options})
+        return Engine(loaded.model, loaded.tokenizer, **{"cache_tokens": 16384, "max_batch_tokens": 128, **options})
 
     return load
 

@@ -140,6 +140,7 @@ def prepare(body: ChatBody, engine: Engine, grammars: Grammars, head: Head) -> C
     """Check and tokenise a request. Raises APIError 400 naming the field."""
     if body.top_logprobs is not None and not body.logprobs:
         raise APIError(400, "top_logprobs: it needs logprobs to be true.", param="top_logprobs")
+    prompting.check_sampling(engine, body)
     shape = shape_of(body, engine.tokenizer, grammars)
     prompt = encode_chat(engine, body.messages, shape.tools)
     name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"

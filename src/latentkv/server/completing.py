@@ -73,6 +73,7 @@ def prepare(body: CompletionBody, engine: Engine, head: Head) -> Completing:
     """Check and tokenise a request. Raises APIError 400 naming the field."""
     if body.echo and body.logprobs is not None:
         raise refused("echo", "log-probabilities of the prompt are not computed; leave echo or logprobs out.")
+    prompting.check_sampling(engine, body)
     written = body.prompts()
     prompts = [prompting.encode(engine, prompt, field="prompt") for prompt in written]
     asks = [ask for prompt in prompts for ask in _asks(body, engine, prompt)]

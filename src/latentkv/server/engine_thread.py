@@ -158,7 +158,8 @@ class EngineThread:
             self._end(EngineState.STOPPED, EngineFailedError("the server is shutting down."))
         except BaseException as error:
             self.failure = error
-            logger.critical("the engine ended", exc_info=error)
+            if self._engine is not None:
+                logger.critical("the engine ended", exc_info=error)
             self._end(EngineState.DEAD, EngineFailedError("the engine has stopped."))
 
     def _obey(self, engine: Engine) -> None:

@@ -5,13 +5,14 @@ Runs in worker threads, beside the engine: it only reads what never changes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from latentkv.engine.engine import Engine
 from latentkv.engine.text import Tokenizer
 from latentkv.errors import CapacityError, LatentKVError, OptionError
 from latentkv.server.api_error import APIError
+from latentkv.server.protocol.sampling import SamplingBody
 
 Result = TypeVar("Result")
 
@@ -20,6 +21,8 @@ def told_as(field: str, function: Callable[[], Result]) -> Result:
     """What `function` gives; its errors become 400s about `field`."""
     try:
         return function()
+    except APIError:
+        raise
     except CapacityError as error:
         raise APIError(400, str(error), param=field, code="context_length_exceeded") from None
     except OptionError as error:
@@ -32,6 +35,22 @@ def told_as(field: str, function: Callable[[], Result]) -> Result:
 def encode(engine: Engine, prompt: str | Sequence[int], *, field: str) -> tuple[int, ...]:
     """The token ids of one prompt."""
     return told_as(field, lambda: engine.encode(prompt))
+
+
+def check_token_ids(engine: Engine, field: str, token_ids: Iterable[int]) -> None:
+    """Raise APIError 400 for an id beyond the model's vocabulary."""
+    most = engine.model.vocab_size - 1
+    for token_id in token_ids:
+        if token_id > most:
+            raise APIError(400, f"{field}: token ids go up to {most}, got {token_id}.", param=field)
+
+
+def check_sampling(engine: Engine, body: SamplingBody) -> None:
+    """Raise APIError 400 for fields about sampling that this model cannot obey."""
+    check_token_ids(engine, "stop_token_ids", body.stop_token_ids or ())
+    check_token_ids(engine, "logit_bias", map(int, body.logit_bias or ()))
+    if body.stop and engine.tokenizer is None:
+        raise APIError(400, "stop: this model came without a tokenizer; use stop_token_ids.", param="stop")
 
 
 def output_limit(engine: Engine, prompt_tokens: int, asked: int | None, *, default: int | None, field: str) -> int:

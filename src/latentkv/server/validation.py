@@ -9,9 +9,8 @@ from typing import Any
 from latentkv.server.api_error import APIError
 
 # Steps of a location that are pydantic's and not the client's: names of types that were tried in a union.
-_TYPES = re.compile(
-    r"str|int|float|bool|constrained-str|\w+Format|text|json_object|json_schema|.*[\[(].*|[A-Z]\w*|literal.*|function-.*"
-)
+_TYPES = re.compile(r"str|int|float|bool|constrained-str|.*[\[(].*|[A-Z]\w*|literal.*|function-.*")
+_TAGS = {("response_format", tag) for tag in ("text", "json_object", "json_schema")}
 
 
 def api_error(errors: Sequence[Mapping[str, Any]]) -> APIError:
@@ -40,6 +39,8 @@ def field_name(location: Sequence[str | int], *, keep_last: bool = False) -> str
     name = ""
     for place, step in enumerate(location):
         last = place == len(location) - 1
+        if place and (location[place - 1], step) in _TAGS:
+            continue
         if isinstance(step, int):
             name += f"[{step}]"
         elif (last and keep_last) or place == 0 or not _TYPES.fullmatch(step):

@@ -145,3 +145,13 @@ def test_following_links_are_those_that_would_be_inserted() -> None:
     assert [link.digest for link in index.insert([1, 2, 3, 4], [10, 11]).links] == [link.digest for link in links]
     assert [link.depth for link in index.following([1, 2, 3, 4, 5], links[0])] == [2]
     assert list(index.following([1, 2, 3, 4], links[0])) == [], "one token is left to compute"
+
+
+def test_a_page_is_found_even_when_those_before_it_are_forgotten() -> None:
+    index = make()
+    links = index.insert([1, 2, 3, 4], [10, 11]).links
+    index.forget(10)
+    known = list(index.following([1, 2, 3, 4, 5], None))
+    assert [index.find(link) for link in known] == [None, 11]
+    assert index.find(links[1]) == 11
+    assert index.find(next(index.following([3, 4, 5], None))) is None

@@ -78,6 +78,23 @@ def test_evicted_prefixes_come_back(tmp_path: Path) -> None:
     engine.close()
 
 
+def test_a_page_that_outlived_the_one_before_it_is_taken_from_the_cache() -> None:
+    engine = make(Path(), "host", cache_tokens=24)
+    first = engine.add_request(prompt_of(16), greedy(max_tokens=1))
+    assert run(engine) == {first: greedy_tokens(prompt_of(16), 1)}
+    scheduler = engine._scheduler
+    begun = scheduler.prefix.match(prompt_of(16)).pages
+    scheduler.pages.share(begun[1:])
+    taken = scheduler.pages.allocate(scheduler.pages.available_pages)
+    scheduler.pages.release(taken)
+    scheduler.pages.release(begun[1:])
+    assert scheduler.prefix.match(prompt_of(16)).pages == (), "the first page is in the host tier, two are here"
+    again = engine.add_request(prompt_of(16), greedy(max_tokens=1))
+    assert run(engine) == {again: greedy_tokens(prompt_of(16), 1)}
+    stats = engine.stats()
+    assert (stats.prefix_hit_tokens, stats.host_hit_tokens, stats.swapped_in_pages) == (12, 4, 1)
+
+
 def say(engine: Engine, prompt: list[int]) -> int:
     """Complete a prompt rightly; how many of its tokens were found."""
     before = engine.stats().prefix_hit_tokens

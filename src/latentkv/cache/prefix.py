@@ -132,6 +132,14 @@ class PrefixIndex:
             after = self._link(token_ids, number, after)
             yield after
 
+    def find(self, link: Link) -> int | None:
+        """The page that holds `link`, whether or not the pages before it are known."""
+        entry = self._entries.get(link.digest)
+        if entry is None or not _same_prefix(entry[0], link):
+            return None
+        entry[0].parent = link.parent
+        return entry[1]
+
     def beginning(self, token_ids: Sequence[int], after: Link | None) -> Beginning | None:
         """A known page after `after` that begins as `token_ids` go on there, the longest of those looked at.
 

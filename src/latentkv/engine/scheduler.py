@@ -10,9 +10,7 @@ prompt that does not fit even alone. A waiting sequence that is more urgent from
 
 A prompt whose beginning another one is just computing waits for it instead of computing it a second time.
 
-Who starts or comes back takes, in this order: pages of its beginning that are in the cache, pages from lower tiers,
-copied rows of a page that begins as it goes on. The rest is computed. A preempted sequence needs no swapping of its
-own: its full pages are found like those of any prefix, and loaded or computed again, whichever is quicker.
+What a sequence finds instead of computing it is the business of reuse.py.
 """
 
 from __future__ import annotations
@@ -20,12 +18,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 from latentkv.cache.pages import PageAccountingError, PageAllocator
-from latentkv.cache.prefix import NO_MATCH, Link, Match, PrefixIndex
-from latentkv.cache.tiers.record import Rows
-from latentkv.cache.tiers.tiers import Fetched
+from latentkv.cache.prefix import Match, PrefixIndex
+from latentkv.engine.reuse import Mover, Reuse
 from latentkv.engine.speculative import NgramLookup, Speculation
 from latentkv.engine.state import Chunk, FinishReason, Sequence, Status, Step
 from latentkv.engine.waiting import WaitingLine
@@ -43,26 +39,6 @@ class Limits:
         for name in ("max_batch_tokens", "max_batch_sequences"):
             if getattr(self, name) < 1:
                 raise OptionError(sentence(name, expected="1 or more", got=getattr(self, name)))
-
-
-class Mover(Protocol):
-    """Who moves the bytes of pages; everything is done when a call returns (engine/mover.py)."""
-
-    def copy(self, source: int, target: int) -> None:
-        """Copy page `source` to page `target`."""
-        ...
-
-    def keep(self, link: Link, page: int) -> None:
-        """`page` is complete and holds `link`."""
-        ...
-
-    def fetch(self, link: Link) -> Fetched | None:
-        """The rows of a page from a lower tier; None when computing them is all that is left, or quicker."""
-        ...
-
-    def place(self, rows: Rows, page: int) -> None:
-        """Put rows that were fetched into `page`."""
-        ...
 
 
 @dataclass(slots=True)
@@ -109,7 +85,7 @@ class Scheduler:
         self.waiting = WaitingLine()
         self.running: list[Sequence] = []
         self.counts = Counts()
-        self._mover = mover
+        self._reuse = Reuse(pages, prefix, mover)
         self._speculation = speculation
 
     @property
@@ -172,7 +148,7 @@ class Scheduler:
             # Rows of guesses count as far as these came true: each token but the last was one.
             sequence.computed = chunk.start + chunk.count - len(chunk.drafts) + max(0, len(new) - 1)
             sequence.token_ids += new
-            self._index(sequence)
+            self._reuse.index(sequence)
             if chunk.drafts:
                 self._learn(chunk, accepted=len(new) - 1)
             if chunk.samples:
@@ -188,7 +164,7 @@ class Scheduler:
             self.running.remove(sequence)
         else:
             self.waiting.leave(sequence)
-        self._give_back(sequence)
+        self._reuse.give_back(sequence)
         self.waiting.ended(sequence)
         sequence.status = Status.FINISHED
         sequence.finish_reason = reason
@@ -277,7 +253,7 @@ class Scheduler:
         if not self.waiting or len(self.running) >= self.limits.max_batch_sequences:
             return False
         for sequence in self.waiting:
-            found = self.prefix.match(sequence.token_ids) if self.prefix is not None else NO_MATCH
+            found = self._reuse.match(sequence.token_ids)
             if not self._is_computed_now(sequence, found, chunks):
                 return self._admit(sequence, found)
         return False
@@ -310,44 +286,10 @@ class Scheduler:
             return False
         self.waiting.leave(sequence)
         self.running.append(sequence)
-        sequence.pages = list(found.pages)
-        sequence.prefix = found.tail
-        sequence.computed = len(found.pages) * self.pages.page_tokens
         sequence.status = Status.RUNNING
-        hits = Counter(device=sequence.computed)
-        hits += self._load_following(sequence)
-        sequence.pages += self.pages.allocate(self.pages.pages_for(len(sequence.token_ids)) - len(sequence.pages))
-        hits["device"] += self._copy_beginning(sequence)
+        hits = self._reuse.start(sequence, found)
         self._count_start(sequence, hits)
         return True
-
-    def _load_following(self, sequence: Sequence) -> Counter[str]:
-        """Bring back the pages that follow from lower tiers, as far as they go without a gap; tokens by tier."""
-        loaded: Counter[str] = Counter()
-        if self._mover is None or self.prefix is None:
-            return loaded
-        for link in self.prefix.following(sequence.token_ids, sequence.prefix):
-            fetched = self._mover.fetch(link)
-            if fetched is None:
-                break
-            # Fetched first: what is evicted for its page may take its place in the tier.
-            sequence.pages += self.pages.allocate(1)
-            self._mover.place(fetched.rows, sequence.pages[-1])
-            sequence.computed += self.pages.page_tokens
-            loaded[fetched.tier] += self.pages.page_tokens
-        self._index(sequence)
-        return loaded
-
-    def _copy_beginning(self, sequence: Sequence) -> int:
-        """Copy the rows of a page that begins as this sequence goes on, into its own page; the tokens they are."""
-        if self._mover is None or self.prefix is None:
-            return 0
-        found = self.prefix.beginning(sequence.token_ids, sequence.prefix)
-        if found is None:
-            return 0
-        self._mover.copy(found.page, sequence.pages[sequence.computed // self.pages.page_tokens])
-        sequence.computed += found.tokens
-        return found.tokens
 
     def _count_start(self, sequence: Sequence, hits: Counter[str]) -> None:
         if sequence.preemptions:
@@ -361,29 +303,10 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         sequence.lost_tokens = sequence.computed
-        self._give_back(sequence)
+        self._reuse.give_back(sequence)
         sequence.preemptions += 1
         self.waiting.come_back(sequence)
         self.counts.preemptions += 1
-
-    def _give_back(self, sequence: Sequence) -> None:
-        self.pages.release(sequence.pages)
-        sequence.pages = []
-        sequence.prefix = None
-        sequence.computed = 0
-
-    def _index(self, sequence: Sequence) -> None:
-        if self.prefix is None:
-            return
-        full = sequence.computed // self.pages.page_tokens
-        if full <= (sequence.prefix.depth if sequence.prefix is not None else 0):
-            return
-        inserted = self.prefix.insert(sequence.token_ids, sequence.pages[:full], after=sequence.prefix)
-        self.pages.keep(inserted.pages)
-        sequence.prefix = inserted.tail
-        if self._mover is not None:
-            for link, page in zip(inserted.links, inserted.pages, strict=True):
-                self._mover.keep(link, page)
 
 
 def _chunk(sequence: Sequence, budget: int) -> Chunk:

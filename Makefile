@@ -1,6 +1,6 @@
 # setup chat test check bench docs: all a person or a CI job needs. Everything is installed into .venv.
 # PYTHON picks the interpreter, PIP_FLAGS is handed to pip install, ARGS to pytest.
-# Tests of the planner's page need chromium, chromium-driver and node, and are skipped without (test-browser runs them).
+# Tests of the planner's and the server's pages need chromium, chromium-driver and node, and are skipped without (test-browser runs them).
 # test-kernels and test-neon run the kernels without Python (csrc/README.md); they need nothing of .venv.
 PYTHON ?= python3
 PIP_FLAGS ?=
@@ -47,7 +47,7 @@ needs = @for tool in $(2); do command -v $$tool >/dev/null || \
 
 test-browser: $(STAMP)
 	$(call needs,$@,chromium chromedriver node,chromium chromium-driver nodejs)
-	$(BIN)/python -m pytest tests/planner/test_web_*.py tests/cli/test_plan_web.py $(ARGS)
+	$(BIN)/python -m pytest tests/planner/test_web_*.py tests/cli/test_plan_web.py tests/server/test_ui_browser.py $(ARGS)
 
 test-kernels:
 	$(call needs,$@,cmake g++,cmake g++)

@@ -10,6 +10,7 @@ import click
 
 from latentkv.cache.layout import DEFAULT_PAGE_TOKENS, FORMATS, PAGE_TOKENS
 from latentkv.cache.tiers.options import TierOptions
+from latentkv.engine.speculative import Speculation, parse_speculation
 from latentkv.errors import OptionError, sentence
 from latentkv.planner.units import parse_bytes
 
@@ -32,6 +33,7 @@ class EngineOptions:
     memory_bytes: int | Literal["available", "unlimited"] = "available"
     tiers: TierOptions = NO_TIERS
     cache_tokens: int | None = None
+    speculation: Speculation | None = None
 
 
 SAMPLING = (
@@ -90,6 +92,13 @@ ENGINE = (
         default="available",
         show_default=True,
         help="What weights may take: a size such as 8GiB, available (what is free now), or unlimited to try anyway.",
+    ),
+    click.option(
+        "--speculative",
+        metavar="off|ngram[:TOKENS]",
+        default="off",
+        show_default=True,
+        help="Guess up to TOKENS tokens at a time where a text repeats itself; the output stays the same.",
     ),
 )
 POOL = (
@@ -151,6 +160,7 @@ def engine_options(options: Mapping[str, Any]) -> EngineOptions:
         memory_bytes=_memory(options["memory"]),
         tiers=tier_options(options),
         cache_tokens=options.get("cache_tokens"),
+        speculation=parse_speculation(options["speculative"]),
     )
 
 

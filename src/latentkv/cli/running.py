@@ -51,6 +51,7 @@ def load(model: str | None, options: EngineOptions) -> Running:
             cache_format=options.cache_format,
             page_tokens=options.page_tokens,
             cache_tokens=options.cache_tokens,
+            speculation=options.speculation,
             **asdict(options.tiers),
         )
         layout = layout_for(loaded.model.geometry, options.cache_format, page_tokens=options.page_tokens)

@@ -170,6 +170,7 @@ def _load(model: str | None, options: dict[str, Any], guard: Guard) -> Engine:
         max_batch_tokens=options["max_batch_tokens"],
         max_batch_sequences=options["max_batch_sequences"],
         prefix_cache=not options["no_prefix_cache"],
+        speculation=how.speculation,
         **asdict(how.tiers),
     )
 

@@ -14,6 +14,7 @@ from latentkv.engine.engine import Engine
 from latentkv.engine.output import Completion, EngineStats, Output
 from latentkv.engine.runner import Model
 from latentkv.engine.sampling_params import SamplingParams
+from latentkv.engine.speculative import Speculation
 from latentkv.engine.text import Tokenizer
 from latentkv.errors import OptionError, TokenizerError, sentence
 
@@ -63,6 +64,7 @@ class LLM:
         cache_dir: str | Path | None = None,
         cache_dir_bytes: int = DEFAULT_DISK_BYTES,
         adapter: str = "",
+        speculation: Speculation | None = None,
     ) -> None:
         if model is None or isinstance(model, str | Path):
             from latentkv.models.load import load_model
@@ -94,6 +96,7 @@ class LLM:
             cache_dir=cache_dir,
             cache_dir_bytes=cache_dir_bytes,
             adapter=adapter,
+            speculation=speculation,
         )
         self._requests: dict[str, _Request] = {}
 

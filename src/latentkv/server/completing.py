@@ -87,10 +87,11 @@ def prepare(body: CompletionBody, engine: Engine, head: Head) -> Completing:
 def _asks(body: CompletionBody, engine: Engine, prompt: tuple[int, ...]) -> list[Ask]:
     limit = prompting.output_limit(engine, len(prompt), body.max_tokens, default=DEFAULT_MAX_TOKENS, field="max_tokens")
 
-    def params(choice: int) -> Ask:
-        return Ask(prompt, body.sampling_params(max_tokens=limit, logprobs=body.logprobs, choice=choice))
+    def ask(choice: int) -> Ask:
+        params = body.sampling_params(max_tokens=limit, logprobs=body.logprobs, choice=choice)
+        return Ask(prompt, params, priority=body.priority or 0, owner=body.user or "")
 
-    return prompting.told_as("prompt", lambda: [params(choice) for choice in range(body.choices)])
+    return prompting.told_as("prompt", lambda: [ask(choice) for choice in range(body.choices)])
 
 
 def _choice(index: int, text: str, logprobs: dict[str, Any] | None, reason: str | None) -> dict[str, Any]:

@@ -57,6 +57,8 @@ class Job:
     params: SamplingParams
     deliver: Callable[[Output | Exception], None]
     constraint: Constraint | None = None
+    priority: int = 0
+    owner: str = ""
     followers: list[Job] = field(default_factory=list)
     submitted: float = field(default_factory=time.perf_counter)
     first_token: float | None = None
@@ -221,7 +223,14 @@ class EngineThread:
             if job.cancelled:
                 continue
             try:
-                engine.add_request(job.prompt_token_ids, job.params, request_id=job.id, constraint=job.constraint)
+                engine.add_request(
+                    job.prompt_token_ids,
+                    job.params,
+                    request_id=job.id,
+                    constraint=job.constraint,
+                    priority=job.priority,
+                    owner=job.owner,
+                )
                 self._jobs[job.id] = job
             except LatentKVError as error:
                 refused += [(one, error) for one in (job, *job.followers)]

@@ -163,6 +163,8 @@ _ENGINE: tuple[_Engine, ...] = (
     ("counter", "swapped_in_pages", "Pages that came back from a tier.", (), lambda s: {(): s.swapped_in_pages}),
     ("counter", "checksum_failures", "Pages found damaged in a file.", (), lambda s: {(): s.checksum_failures}),
     ("counter", "restored_tokens", "Of preempted requests, found again.", (), lambda s: {(): s.restored_tokens}),
+    ("counter", "speculative_proposed_tokens", "Guesses that were computed.", (), lambda s: {(): s.proposed_tokens}),
+    ("counter", "speculative_accepted_tokens", "Guesses that were right.", (), lambda s: {(): s.accepted_tokens}),
     ("counter", "recomputed_tokens", "Of preempted requests, done again.", (), lambda s: {(): s.recomputed_tokens}),
     ("counter", "prefix_cache_queries", "Prompt tokens looked up.", (), lambda s: {(): s.prefix_queries_tokens}),
 )

@@ -24,11 +24,16 @@ LONGEST_RETRY_S = 60
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What one choice asks of the engine. Choices of one prompt stand next to each other and share `prompt`."""
+    """What one choice asks of the engine. Choices of one prompt stand next to each other and share `prompt`.
+
+    priority: less is more urgent; owner: who shares the machine with other owners
+    """
 
     prompt: Sequence[int]
     params: SamplingParams
     constraint: Constraint | None = None
+    priority: int = 0
+    owner: str = ""
 
 
 class Generation:
@@ -36,7 +41,15 @@ class Generation:
 
     def __init__(self, service: Service, request_id: str, asks: Sequence[Ask], deadline: float | None) -> None:
         self.jobs = [
-            Job(f"{request_id}-{index}", ask.prompt, ask.params, partial(self.put, index), ask.constraint)
+            Job(
+                f"{request_id}-{index}",
+                ask.prompt,
+                ask.params,
+                partial(self.put, index),
+                ask.constraint,
+                ask.priority,
+                ask.owner,
+            )
             for index, ask in enumerate(asks)
         ]
         self._service = service

@@ -38,11 +38,12 @@ class SamplingBody(Body):
     logit_bias: dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Bias] | None = Field(None, max_length=1024)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    user: str | None = Field(None, description="The client's own mark; it changes nothing.")
+    user: str | None = Field(None, description="Whose request this is: equally urgent users share the machine.")
 
     top_k: int | None = Field(None, ge=0, lt=2**31, description="Extension: only the K likeliest; 0 is off.")
     min_p: float | None = Field(None, ge=0, le=1, description="Extension: least probability relative to the best.")
     repetition_penalty: float | None = Field(None, gt=0, le=100, description="Extension: above 1 avoids repetition.")
+    priority: int | None = Field(None, ge=-100, le=100, description="Extension: less is more urgent; 0 if left out.")
     min_tokens: int | None = Field(None, ge=0, lt=2**31, description="Extension: no end before this many tokens.")
     ignore_eos: bool | None = Field(None, description="Extension: the model's end of text does not end the output.")
     stop_token_ids: list[TokenId] | None = Field(None, max_length=1024, description="Extension: tokens that end it.")

@@ -112,12 +112,13 @@ class Replica:
         return Begun(begun.status, (*begun.headers, (b"x-replica", self._name.encode())))
 
     async def check_health(self) -> None:
-        """Called by Ray, which replaces the replica when this raises."""
+        """Called by Ray: requests come after the first call, and the replica is replaced when one raises."""
+        await self._serving()
         if self._context.service.thread.state is EngineState.DEAD:
             raise RuntimeError("the engine has stopped.")
 
     async def _serving(self) -> None:
-        """Load at the first request or right after the start, in the loop that requests run in."""
+        """Load the model, once, in the loop that requests run in."""
         if self._started is None:
             self._started = asyncio.ensure_future(self._start())
         await asyncio.shield(self._started)

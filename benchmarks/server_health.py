@@ -49,26 +49,30 @@ def serve(port: int, threads: int, batch_tokens: int) -> None:
     run.run(load, options, run.listen("127.0.0.1", port), announce=lambda: None)
 
 
-def measure(url: str, prompt_tokens: int) -> dict[str, float]:
-    """Latencies of /health in milliseconds while a prompt of that length is prefilled."""
+def measure(url: str, prompt_tokens: int, most_seconds: float) -> dict[str, float]:
+    """Latencies of /health in milliseconds while a prompt of that length is prefilled, or its first `most_seconds`."""
     body = {"model": "random", "prompt": [7 + i % 30000 for i in range(prompt_tokens)], "max_tokens": 1}
     answers: list[httpx.Response] = []
     ask = functools.partial(httpx.post, f"{url}/v1/completions", json=body, timeout=600)
-    asking = threading.Thread(target=lambda: answers.append(ask()))
+    asking = threading.Thread(target=lambda: answers.append(ask()), daemon=True)
     begin = time.perf_counter()
     latencies: list[float] = []
     with httpx.Client() as client:
         client.get(f"{url}/health")
         asking.start()
-        while asking.is_alive():
+        while asking.is_alive() and time.perf_counter() - begin < most_seconds:
             asked = time.perf_counter()
             client.get(f"{url}/health").raise_for_status()
             latencies.append(1e3 * (time.perf_counter() - asked))
             time.sleep(0.01)
-    answers[0].raise_for_status()
+        in_step = client.get(f"{url}/health").json()["seconds_in_step"]
+        computed = client.get(f"{url}/status").json()["tokens"]["prefill"]
+    for answer in answers:
+        answer.raise_for_status()
     latencies.sort()
     quantiles = {f"p{share}_ms": round(latencies[int(len(latencies) * share / 100)], 2) for share in (50, 90, 99)}
-    return {"seconds": round(time.perf_counter() - begin, 1), "asked": len(latencies), **quantiles} | {
+    about = {"prefilled_tokens": computed, "seconds_in_step": in_step}
+    return {**about, "seconds": round(time.perf_counter() - begin, 1), "asked": len(latencies), **quantiles} | {
         "max_ms": round(latencies[-1], 2)
     }
 
@@ -77,6 +81,7 @@ def main() -> None:
     """Start the server, measure, end it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompt", type=int, default=16000)
+    parser.add_argument("--seconds", type=float, default=600.0, help="stop after this long")
     parser.add_argument("--max-batch-tokens", type=int, default=512)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--port", type=int, default=8917)
@@ -89,10 +94,12 @@ def main() -> None:
     try:
         url = f"http://127.0.0.1:{options.port}"
         _wait_until_ready(url)
-        print(json.dumps({"prompt_tokens": options.prompt, **measure(url, options.prompt)}))
+        print(json.dumps({"prompt_tokens": options.prompt, **measure(url, options.prompt, options.seconds)}))
     finally:
+        # Twice: the prompt need not be finished.
         server.terminate()
-        server.wait(30)
+        server.terminate()
+        server.wait(60)
 
 
 def _wait_until_ready(url: str) -> None:

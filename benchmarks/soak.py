@@ -189,7 +189,9 @@ async def watch(session: aiohttp.ClientSession, served: Served, seen: Seen) -> N
 async def visit(served: Served, options: argparse.Namespace, seen: Seen) -> dict[str, Any]:
     """Let everybody in for the time; the guard's own account at the end, when nothing runs."""
     timeout = aiohttp.ClientTimeout(total=120)
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
+    # A connection each: one that is reused may be closed by the server, as idle, while the request is on its way.
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
         watching = asyncio.create_task(watch(session, served, seen))
         until = time.monotonic() + options.minutes * 60
         visitors = [

@@ -20,6 +20,8 @@ from latentkv.bench.load.traffic import Planned
 from latentkv.errors import OptionError, sentence
 
 LONGEST_EVENT_BYTES = 2**20
+# Servers close idle connections, uvicorn after 5 s; a request that is just being sent on one would fail.
+IDLE_SECONDS = 2.0
 PATHS = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
 
 
@@ -78,7 +80,7 @@ class Client:
 
     async def __aenter__(self) -> Client:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS),
             timeout=aiohttp.ClientTimeout(total=self.target.timeout_s),
             headers=self.target.headers,
             read_bufsize=LONGEST_EVENT_BYTES,

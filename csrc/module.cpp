@@ -39,6 +39,7 @@ NB_MODULE(_native, m) {
   bind_attention(isa);
   bind_blocks(m, isa);
   bind_ceiling(isa);
+  bind_head_form(isa);
   bind_linear(m, isa);
   bind_project(isa);
   bind_rms_norm(isa);

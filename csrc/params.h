@@ -209,4 +209,21 @@ struct ProjectParams {
   float* scratch;  // project_scratch() floats for each thread
 };
 
+// Of head h: `width` rows of as many adjacent elements as a latent has.
+struct UpMatrix {
+  const void* data;
+  std::int64_t width, head_stride, row_stride;
+};
+
+// MLA's head form for one sequence: rows [latent | b_blocks blocks of RoPE keys] are expanded to keys [N + R] and values [V]
+// of every head. In `attention`, `a` is the whole query [N + R], `b` has the width of a RoPE block and no data, key_width is
+// N + R, `sequences` is the one; work is divided here and not by items.
+struct HeadFormParams {
+  AttentionParams attention;
+  std::int64_t latent_width;
+  std::int64_t stretch_bytes;  // of keys and values that a thread expands at once; a few rows fit always
+  DType up_dtype;
+  UpMatrix key, value;
+};
+
 }  // namespace latentkv

@@ -13,6 +13,8 @@ struct Kernels {
   void (*attention)(const AttentionParams&);
   std::int64_t (*attention_scratch)(const AttentionParams&);  // floats for each thread
   std::int64_t (*attention_slot)(const AttentionParams&);     // floats for each slot
+  void (*head_form)(const HeadFormParams&);
+  std::int64_t (*head_form_scratch)(const HeadFormParams&);  // floats for each thread
   float (*fma_burst)(std::int64_t rounds);
   std::int64_t (*fma_burst_flops)(std::int64_t rounds);
   float (*read_burst)(const float* from, std::int64_t count);

@@ -110,6 +110,30 @@ struct Simd {
     }
   }
 
+  static float max(F value) {
+    float most = value[0];
+    for (int i = 1; i < W; ++i) most = value[i] > most ? value[i] : most;
+    return most;
+  }
+
+  static bool any_above(F a, F b) {
+#if defined(__AVX512F__)
+    if constexpr (W == 16) return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ) != 0;
+#endif
+    const U above = (U)(a > b);
+    std::uint32_t any = 0;
+    for (int i = 0; i < W; ++i) any |= above[i];
+    return any != 0;
+  }
+
+  // The first `count` lanes of `a` (none if it is negative), the others of `b`.
+  static F first(std::int64_t count, F a, F b) {
+    U lane;
+    for (int i = 0; i < W; ++i) lane[i] = i;
+    const auto most = static_cast<std::uint32_t>(count < 0 ? 0 : count < W ? count : W);
+    return lane < most ? a : b;
+  }
+
   static F widen(H half) { return (F)(extend(half) << 16); }
 
   // One instruction each; what GCC 12 makes of __builtin_convertvector takes five and is bound by one port.

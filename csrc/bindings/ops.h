@@ -11,6 +11,7 @@ void bind_blocks(nanobind::module_& module, nanobind::class_<Isa>& isa);
 void bind_ceiling(nanobind::class_<Isa>& isa);
 void bind_gated_block(nanobind::module_& module);
 void bind_grouped_block(nanobind::module_& module);
+void bind_head_form(nanobind::class_<Isa>& isa);
 void bind_latent_block(nanobind::module_& module);
 void bind_linear(nanobind::module_& module, nanobind::class_<Isa>& isa);
 void bind_project(nanobind::class_<Isa>& isa);

@@ -4,6 +4,7 @@
 
 #include "kernels/attention.h"
 #include "kernels/ceiling.h"
+#include "kernels/head_form.h"
 #include "kernels/linear.h"
 #include "kernels/project.h"
 #include "kernels/rms_norm.h"
@@ -23,6 +24,8 @@ constinit const Kernels kernels = {
     .attention = attention<LATENTKV_WIDTH>,
     .attention_scratch = attention_scratch<LATENTKV_WIDTH>,
     .attention_slot = attention_slot<LATENTKV_WIDTH>,
+    .head_form = head_form<LATENTKV_WIDTH>,
+    .head_form_scratch = head_form_scratch<LATENTKV_WIDTH>,
     .fma_burst = fma_burst<LATENTKV_WIDTH>,
     .fma_burst_flops = fma_burst_flops<LATENTKV_WIDTH>,
     .read_burst = read_burst<LATENTKV_WIDTH>,

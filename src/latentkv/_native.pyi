@@ -30,6 +30,24 @@ class Isa:
         slots: Any | None = None,
         codes: tuple[str, int, int, int, int, int] | None = None,
     ) -> None: ...
+    def head_form(
+        self,
+        out: Any,
+        lse: Any,
+        query: Any,
+        rows: Any,
+        page_table: Any,
+        index: int,
+        context_len: int,
+        w_uk: Any,
+        w_uv: Any,
+        rope_blocks: int,
+        scale: float,
+        causal: bool,
+        threads: int,
+        stretch_bytes: int,
+        codes: tuple[str, int, int, int, int, int] | None = None,
+    ) -> None: ...
     def rotate_query(
         self,
         query: Any,

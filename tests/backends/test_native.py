@@ -305,9 +305,8 @@ def test_contexts_cut_between_threads_are_merged(isa: str, deterministic: bool) 
 
 @every_isa
 @pytest.mark.parametrize("causal", [True, False])
-def test_head_form_in_stretches_and_groups_of_heads(isa: str, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_head, "STRETCH_TOKENS", 50)
-    monkeypatch.setattr(native_head, "EXPANDED_BYTES", 50 * 20 * 4 * 2)
+def test_head_form_in_stretches(isa: str, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_head, "STRETCH_BYTES", 1)
     sizes = Sizes(H=5, L=12, R=4, N=8, V=8)
     case = hostile_case(sizes.row, [(130, 170), (1, 101), (70, 70), (0, 3)], page_tokens=16)
     query, up = strided_normal(case.batch.num_tokens, 5, 12, seed=11), sizes.up()

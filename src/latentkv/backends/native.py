@@ -2,7 +2,7 @@
 instruction set here.
 
 It reads pages in place. What an item of work is and how it is computed: csrc/kernels/attention.h; the head form, which
-expands the context first: native_head.py.
+expands the context: native_head.py.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -107,30 +106,6 @@ def divide(
             slots += 1
     items.sort(key=_longest_first)
     return Work(_records(sequences, 3), _records(items, 8), _records(merges, 6), slots, threads)
-
-
-@lru_cache(maxsize=64)
-def divide_stretch(
-    query_len: int, context_len: int, *, begin: int, stretch: int, heads: int, causal: bool, threads: int
-) -> Work:
-    """Work of one sequence over context tokens begin ... begin + stretch - 1, when its context comes in stretches.
-
-    Every head is its own KV group. A tile keeps its unfinished result in its own slot from one stretch to the next.
-    """
-    items: list[tuple[int, ...]] = []
-    slots = 0
-    for head in range(heads):
-        for tile in _tiles(0, head, 1, query_len, context_len):
-            seen = max(1, tile.seen if causal else context_len)
-            if begin < seen:
-                last = seen <= begin + stretch
-                where = (0, head, tile.first_row, tile.rows, begin, min(begin + stretch, context_len))
-                items.append((*where, slots if begin else -1, -1 if last else slots))
-            slots += 1
-    items.sort(key=_longest_first)
-    one_stretch = stretch >= context_len
-    sequences = _records([(0, query_len, context_len)], 3)
-    return Work(sequences, _records(items, 8), _records([], 6), 0 if one_stretch else slots, threads)
 
 
 def _longest_first(item: tuple[int, ...]) -> int:

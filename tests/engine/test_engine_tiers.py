@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import signal
 from pathlib import Path
 
 import pytest
@@ -191,6 +193,35 @@ def test_an_interruption_keeps_what_the_tiers_have(tmp_path: Path) -> None:
     engine.recover()
     engine.check()
     assert say(engine, prompt_of(12)) == 8
+    engine.close()
+
+
+def test_interruptions_at_random_moments_cost_no_right_token(tmp_path: Path) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    engine = make(tmp_path, "all", cache_tokens=40, max_batch_tokens=11)
+    chance = random.Random(0)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    interrupted = 0
+    try:
+        for round_ in range(40):
+            for index in range(4):
+                engine.add_request(prompt_of(5 + index, round_ % 3 + index), greedy(max_tokens=20, ignore_eos=True))
+            try:
+                signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.0005, 0.05))
+                while engine.has_work:
+                    engine.step()
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                interrupted += 1
+                engine.recover()
+            engine.check()
+            say(engine, prompt_of(9, round_ % 5))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert interrupted > 10
     engine.close()
 
 

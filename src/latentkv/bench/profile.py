@@ -1,9 +1,9 @@
 """Where the time of a decode step goes, measured while the engine runs.
 
 The native module is replaced by one whose functions are timed before they do their work, so that a kernel's time is
-that of its C++ alone; native blocks say themselves how long their parts took. Embedding, angles and sampling, which are torch's operations, are timed as a whole. What no timer
-covers is Python: engine, scheduler, layers, and the arguments of every call. Each timer adds about half a microsecond
-to what it does not cover.
+that of its C++ alone; native blocks say themselves how long their parts took. Embedding, angles and sampling, which are
+torch's operations, are timed as a whole. What no timer covers is Python: engine, scheduler, layers, and the arguments
+of every call. Each timer adds about half a microsecond to what it does not cover.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-from latentkv.engine import engine as engine_module
+from latentkv.engine import verify
 from latentkv.engine.engine import Engine
 from latentkv.engine.sampling_params import SamplingParams
 from latentkv.models.model import Model
@@ -43,7 +43,7 @@ ATTENTION, PYTHON = "attention", "Python"
 TIMED: tuple[tuple[object, str, str], ...] = (
     (Model, "_embed", "embedding"),
     (Rope, "angles", "rope and cache rows"),
-    (engine_module, "sample", "sampling"),
+    (verify, "sample", "sampling"),
 )
 # Of the steps, one in so many counts, the fastest: in the others the machine did something else, too.
 FASTEST = 4

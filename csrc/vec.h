@@ -110,6 +110,19 @@ struct Simd {
     }
   }
 
+  // The largest of numbers that are not NaN.
+  static float largest(F value) {
+    if constexpr (W == 4) {
+      const float a = value[0] > value[2] ? value[0] : value[2], b = value[1] > value[3] ? value[1] : value[3];
+      return a > b ? a : b;
+    } else {
+      using Half = Simd<W / 2>;
+      typename Half::F halves[2];
+      __builtin_memcpy(halves, &value, sizeof value);
+      return Half::largest(halves[0] > halves[1] ? halves[0] : halves[1]);
+    }
+  }
+
   static F widen(H half) { return (F)(extend(half) << 16); }
 
   // One instruction each; what GCC 12 makes of __builtin_convertvector takes five and is bound by one port.

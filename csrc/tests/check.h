@@ -145,5 +145,6 @@ void test_rotate_query(const Isa& isa, Checks& checks);
 void test_write_latent(const Isa& isa, Checks& checks);
 void test_project(const Isa& isa, Checks& checks);
 void test_attention(const Isa& isa, Checks& checks);
+void test_linear(const Isa& isa, Checks& checks);
 
 }  // namespace latentkv::test

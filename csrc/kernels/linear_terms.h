@@ -1,9 +1,9 @@
 // A few rows of x against int8 and int4 codes by dot products of whole numbers, as exact as floats: bound by the memory's speed.
 //
 // In each group of inputs x is a scale, a power of two, times whole numbers: two terms of 16 bits or three of 8, each counting
-// what the one before has left. What the last one leaves is below 2**-23 of the group's largest, as much as float32
-// leaves of that one. Products with codes and their sums over a group are exact; a vector of four neighbours of W
-// outputs takes three or four instructions where widening takes sixteen.
+// what the one before has left. The last one leaves at most 1.3e-7 of the group's largest, a step of float32 at that size.
+// Products with codes and their sums over a group are exact; four neighbours of W outputs take three or four instructions
+// where widening takes sixteen.
 #pragma once
 
 #include "kernels/linear_products.h"

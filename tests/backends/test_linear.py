@@ -130,7 +130,7 @@ def test_rounded_activations_err_by_their_rounding_and_nothing_else(isa: str, fo
             (got,) = kernels.linear_stack(x, [projection])
             if rows and torch.equal(got, plain.linear_stack(x, [projection])[0]):
                 continue
-            # int8 codes meet int16 where products of bytes would overflow: hundreds of times nearer to the exact result.
+            # Where products of int8 would overflow x is rounded to int16, and is then hundreds of times nearer.
             near = (got.double() - exact_linear(x, projection)).abs().max().item() < 1e-3 if rows else False
             largest = 32767 if format == "int8" and near else 127
             assert_close(got, rounded(x, group, largest) @ weight.T, tolerance="float32")
@@ -185,14 +185,18 @@ def test_nan_and_infinity_in_few_rows_are_what_floats_give(isa: str, format: str
 @pytest.mark.parametrize("format", FORMATS[2:])
 @pytest.mark.parametrize("rows", [1, 2, 4])
 def test_exact_activations_lose_no_more_than_floats(isa: str, format: str, rows: int) -> None:
-    """|error| <= the sum over the groups of (largest |x| * 2**-23) times the sum of |w|, and float32's own 2 u sqrt(K)."""
+    """|error| <= the sum over the groups of largest |x| times the sum of |w|, times what is lost of it.
+
+    Terms leave 1.3e-7 of the largest |x|. Float32's u = 2**-24 comes in three times when a group is scaled, and once for
+    each of 8 groups: 7.9e-7 in all, below 2**-20.
+    """
     projection = make_projection(format, 33, 256)
     weight, _ = wide(projection)
-    for factors in ((1e30, 1e-30), (1.0, 1e-6), (1e-38, 1e-42), (0.0, 1.0), (3e38, 0.0)):
+    for factors in ((1e30, 1e-30), (1.0, 1e-6), (1e-38, 1e-42), (0.0, 1.0), (1e37, 0.0)):
         x = strided_normal(rows, 256).clamp(-1, 1) * torch.tensor(factors).repeat_interleave(128)
         (got,) = exact(isa).linear_stack(x, [projection])
         largest = x.double().unflatten(1, (-1, 32)).abs().amax(-1)
-        bound = largest @ weight.abs().unflatten(1, (-1, 32)).sum(-1).T * 2**-22
+        bound = largest @ weight.abs().unflatten(1, (-1, 32)).sum(-1).T * 2**-20
         assert ((got.double() - exact_linear(x, projection)).abs() <= bound + 1e-40).all()
 
 

@@ -187,7 +187,7 @@ def test_nan_and_infinity_in_few_rows_are_what_floats_give(isa: str, format: str
 def test_exact_activations_lose_no_more_than_floats(isa: str, format: str, rows: int) -> None:
     """|error| <= the sum over the groups of largest |x| times the sum of |w|, times what is lost of it.
 
-    Terms leave 1.3e-7 of the largest |x|. Float32's u = 2**-24 comes in three times when a group is scaled, and once for
+    Terms leave 1.3e-7 of the largest |x|. u = 2**-24 of float32 comes in three times when a group is scaled, once for
     each of 8 groups: 7.9e-7 in all, below 2**-20.
     """
     projection = make_projection(format, 33, 256)

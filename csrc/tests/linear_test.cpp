@@ -21,9 +21,11 @@ class Codes {
         minima_(DType::f16, scales_.size()),
         dense(m.outputs * m.inputs) {
     Random random(m.inputs + m.group);
+    // Weights of size 1 / sqrt(in), so that results are of size 1.
+    const double size = 1.0 / std::sqrt(static_cast<double>(m.inputs));
     for (std::int64_t i = 0; i < scales_.size(); ++i) {
-      scales_.set(i, 0.02 * std::fabs(random.next()));
-      minima_.set(i, 0.02 * random.next());
+      scales_.set(i, size / (four_ ? 4.6 : 73.0) * std::fabs(random.next()));
+      minima_.set(i, size * random.next());
     }
     for (std::int64_t n = 0; n < m.outputs; ++n) {
       for (std::int64_t k = 0; k < m.inputs; ++k) set(m, n, k, random.next());

@@ -3,6 +3,9 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
 #if defined(__x86_64__) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -32,6 +35,7 @@ constexpr Name kNames[] = {
     {kAmxInt8, "amx_int8"},
     {kAmxBf16, "amx_bf16"},
     {kNeon, "neon"},
+    {kNeonDot, "neon_dot"},
 };
 
 #if defined(__x86_64__)
@@ -84,7 +88,16 @@ std::uint32_t detect() {
 
 #elif defined(__aarch64__)
 
-std::uint32_t detect() { return kNeon; }
+// Bit 20 is HWCAP_ASIMDDP, which older headers do not name. Every Apple CPU of 64 bits that Macs have has these dot products.
+std::uint32_t detect() {
+#if defined(__APPLE__)
+  return kNeon | kNeonDot;
+#elif defined(__linux__)
+  return getauxval(AT_HWCAP) >> 20 & 1u ? kNeon | kNeonDot : kNeon;
+#else
+  return kNeon;
+#endif
+}
 
 #else
 

@@ -26,6 +26,10 @@ extern const Kernels kernels;
 namespace amx {
 extern const Kernels kernels;
 }
+#elif defined(__aarch64__)
+namespace neondot {
+extern const Kernels kernels;
+}
 #endif
 
 namespace {
@@ -39,6 +43,8 @@ constexpr Isa kIsas[] = {
     {"avx512vnni", kAvx512 | kAvx512Vnni, &avx512vnni::kernels},
     {"avx512", kAvx512, &avx512::kernels},
     {"avx2", kAvx2 | kFma | kF16c, &avx2::kernels},
+#elif defined(__aarch64__)
+    {"neondot", kNeon | kNeonDot, &neondot::kernels},
 #endif
     {"baseline", 0, &baseline::kernels},
 #if defined(__x86_64__)

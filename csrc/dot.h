@@ -1,87 +1,133 @@
-// Dot products of int8, which vector extensions cannot express: intrinsics behind the compiler's macros, and a plain twin.
-// Like vec.h, one copy per instruction set.
+// Dot products of small whole numbers, which vector extensions cannot express: intrinsics behind the compiler's macros, and a
+// plain twin. Like vec.h, one copy per instruction set.
 #pragma once
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__ARM_FEATURE_DOTPROD)
+#include <arm_neon.h>
 #endif
 
 #include "vec.h"
 
 namespace latentkv::LATENTKV_ISA {
 
-// Four bytes in each lane. Weights: codes of 0 to 15, or int8. x: int8 of -127 to 127.
+// Lanes of 32 bits that hold four bytes or two 16-bit numbers each.
 template <int W>
 struct Dot {
   using I = typename Lanes<std::int32_t, W>::type;
   using U = typename Lanes<std::uint32_t, W>::type;
+  using Halves = typename Lanes<std::int16_t, 2 * W>::type;
+  using Bytes = typename Lanes<std::int8_t, W>::type;
 
-  // Whether dot products of int8 beat widening to float: for few rows of x, for many.
-#if defined(__AVX512VNNI__)
-  static constexpr bool kStreams = true, kTiles = true;
+  // Up to how many rows of x dot products as exact as floats beat widening; whether those of rounded numbers do for many
+  // rows; whether products of int8 add up in 32 bits.
+#if defined(__AVX512VNNI__) || defined(__ARM_FEATURE_DOTPROD)
+  static constexpr std::int64_t kTermRows = 4;
+  static constexpr bool kTiles = true, kBytes = true;
 #elif defined(__AVX2__)
-  static constexpr bool kStreams = true, kTiles = false;
+  static constexpr std::int64_t kTermRows = 2;
+  static constexpr bool kTiles = true, kBytes = false;
 #else
-  static constexpr bool kStreams = false, kTiles = false;
+  static constexpr std::int64_t kTermRows = 0;
+  static constexpr bool kTiles = false, kBytes = false;
 #endif
 
-  // The four int8 at `from` in every lane.
-  static U broadcast(const std::int8_t* from) {
+  // The four bytes at `from` in every lane.
+  static U broadcast(const char* from) {
     std::uint32_t four;
     __builtin_memcpy(&four, from, sizeof four);
     return four - U{};
   }
 
-  // sum[lane] + the four products of weights[lane] and x[lane]. The int8 product is offset: 128 times the sum of x has to
-  // be taken away wherever kOffset says so.
+  // sum[lane] + the four products of weights[lane], bytes that offset_bytes() has made ready, and x[lane], int8. kOffset
+  // times the sum of x has to be taken away.
 #if defined(__AVX512VNNI__)
   static constexpr std::int32_t kOffset = 128;
-  static I add4(I sum, U codes, U x) { return (I)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)codes, (__m512i)x); }
-  static I add8(I sum, U codes, U x) { return add4(sum, codes ^ 0x80808080u, x); }
+  static U offset_bytes(U bytes) { return bytes ^ 0x80808080u; }
+  static I add_bytes(I sum, U weights, U x) {
+    return (I)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)weights, (__m512i)x);
+  }
 #else
   static constexpr std::int32_t kOffset = 0;
-
-  static I add4(I sum, U codes, U x) {
-#if defined(__AVX512BW__)
-    const __m512i pairs = _mm512_maddubs_epi16((__m512i)codes, (__m512i)x);
-    return sum + (I)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
-#elif defined(__AVX2__)
-    if constexpr (W == 8) {
-      const __m256i pairs = _mm256_maddubs_epi16((__m256i)codes, (__m256i)x);
-      return sum + (I)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-    } else {
-      return plain(sum, codes, x);
-    }
-#else
-    return plain(sum, codes, x);
+  static U offset_bytes(U bytes) { return bytes; }
+  static I add_bytes(I sum, U weights, U x) {
+#if defined(__ARM_FEATURE_DOTPROD)
+    if constexpr (W == 4) return (I)vdotq_s32((int32x4_t)sum, (int8x16_t)weights, (int8x16_t)x);
 #endif
-  }
-
-  // |weight| * (x with the weight's sign): at most 128 * 127 twice, which fits 16 bits.
-  static I add8(I sum, U codes, U x) {
-#if defined(__AVX512BW__)
-    const __mmask64 negative = _mm512_movepi8_mask((__m512i)codes);
-    const __m512i size = _mm512_abs_epi8((__m512i)codes);
-    return add4(sum, (U)size, (U)_mm512_mask_sub_epi8((__m512i)x, negative, _mm512_setzero_si512(), (__m512i)x));
-#elif defined(__AVX2__)
-    if constexpr (W == 8) {
-      const __m256i size = _mm256_abs_epi8((__m256i)codes);
-      return add4(sum, (U)size, (U)_mm256_sign_epi8((__m256i)x, (__m256i)codes));
-    } else {
-      return plain(sum, codes, x);
-    }
-#else
-    return plain(sum, codes, x);
-#endif
-  }
-#endif
-
-  static I plain(I sum, U codes, U x) {
     for (int byte = 0; byte < 4; ++byte) {
       const int up = 24 - 8 * byte;
-      sum += ((I)(codes << up) >> 24) * ((I)(x << up) >> 24);
+      sum += ((I)(weights << up) >> 24) * ((I)(x << up) >> 24);
     }
     return sum;
+  }
+#endif
+
+  // The same for codes of 0 to 15, at most eight times before total(): AVX2 then widens its sums once.
+#if defined(__AVX512VNNI__) || !defined(__AVX2__)
+  using Partial = I;
+  static Partial add_codes(Partial sum, U codes, U x) { return add_bytes(sum, codes, x); }
+  static I total(Partial sum) { return sum; }
+#else
+  using Partial = Halves;
+  static I total(Partial sum) { return add_pairs(I{}, (U)sum, U{} + 0x00010001u); }
+  static Partial add_codes(Partial sum, U codes, U x) {
+#if defined(__AVX512BW__)
+    return sum + (Halves)_mm512_maddubs_epi16((__m512i)codes, (__m512i)x);
+#else
+    if constexpr (W == 8) return sum + (Halves)_mm256_maddubs_epi16((__m256i)codes, (__m256i)x);
+    const auto odd = (Halves)(codes >> 8 & 0x00ff00ffu) * ((Halves)x >> 8);
+    return sum + (Halves)(codes & 0x00ff00ffu) * ((Halves)((Halves)x << 8) >> 8) + odd;
+#endif
+  }
+#endif
+
+  // sum[lane] + the two products of 16-bit numbers.
+  static I add_pairs(I sum, U weights, U x) {
+#if defined(__AVX512VNNI__)
+    return (I)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)weights, (__m512i)x);
+#elif defined(__AVX512BW__)
+    return sum + (I)_mm512_madd_epi16((__m512i)weights, (__m512i)x);
+#else
+#if defined(__AVX2__)
+    if constexpr (W == 8) return sum + (I)_mm256_madd_epi16((__m256i)weights, (__m256i)x);
+#endif
+    return sum + ((I)(weights << 16) >> 16) * ((I)(x << 16) >> 16) + ((I)weights >> 16) * ((I)x >> 16);
+#endif
+  }
+
+  // Bytes 0 and 2 of each lane, 1 and 3, as 16-bit numbers.
+  static U even_bytes(U bytes) { return (U)((Halves)((Halves)bytes << 8) >> 8); }
+  static U odd_bytes(U bytes) { return (U)((Halves)bytes >> 8); }
+
+  // The low byte of each lane; what GCC 12 makes of __builtin_convertvector takes ten instructions.
+  static Bytes low_bytes(I numbers) {
+#if defined(__AVX512F__)
+    return (Bytes)_mm512_cvtepi32_epi8((__m512i)numbers);
+#else
+#if defined(__AVX2__)
+    if constexpr (W == 8) {
+      const __m256i order = _mm256_setr_epi32(0x0c080400, -1, -1, -1, 0x0c080400, -1, -1, -1);
+      const __m256i fours = _mm256_shuffle_epi8((__m256i)numbers, order);
+      const __m128i all = _mm_unpacklo_epi32(_mm256_castsi256_si128(fours), _mm256_extracti128_si256(fours, 1));
+      Bytes bytes;
+      __builtin_memcpy(&bytes, &all, sizeof bytes);
+      return bytes;
+    }
+#endif
+    return __builtin_convertvector(numbers, Bytes);
+#endif
+  }
+
+  // Makes the compiler have this sum now: GCC 12 would first compute all products of a tile and then, through the stack, add
+  // them.
+  template <typename V>
+  [[gnu::always_inline]] static void settle([[maybe_unused]] V& sum) {
+#if defined(__AVX512F__)
+    __asm__("" : "+v"(sum));
+#elif defined(__AVX2__)
+    if constexpr (sizeof(V) == 32) __asm__("" : "+x"(sum));
+#endif
   }
 };
 

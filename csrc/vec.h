@@ -110,12 +110,6 @@ struct Simd {
     }
   }
 
-  static float max(F value) {
-    float most = value[0];
-    for (int i = 1; i < W; ++i) most = value[i] > most ? value[i] : most;
-    return most;
-  }
-
   static bool any_above(F a, F b) {
 #if defined(__AVX512F__)
     if constexpr (W == 16) return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ) != 0;
@@ -132,6 +126,19 @@ struct Simd {
     for (int i = 0; i < W; ++i) lane[i] = i;
     const auto most = static_cast<std::uint32_t>(count < 0 ? 0 : count < W ? count : W);
     return lane < most ? a : b;
+  }
+
+  // The largest of numbers that are not NaN.
+  static float largest(F value) {
+    if constexpr (W == 4) {
+      const float a = value[0] > value[2] ? value[0] : value[2], b = value[1] > value[3] ? value[1] : value[3];
+      return a > b ? a : b;
+    } else {
+      using Half = Simd<W / 2>;
+      typename Half::F halves[2];
+      __builtin_memcpy(halves, &value, sizeof value);
+      return Half::largest(halves[0] > halves[1] ? halves[0] : halves[1]);
+    }
   }
 
   static F widen(H half) { return (F)(extend(half) << 16); }

@@ -185,7 +185,7 @@ class HeadTiles {
     F most = x[0];
 #pragma GCC unroll 4
     for (int v = 1; v < 2 * Steps; ++v) most = x[v] > most ? x[v] : most;
-    if (S::any_above(most, S::broadcast(result.top[row] + kSlack))) rebase(result, row, S::max(most));
+    if (S::any_above(most, S::broadcast(result.top[row] + kSlack))) rebase(result, row, S::largest(most));
     const F base = S::broadcast(result.top[row] == -kInfinity ? 0.0f : result.top[row]);
     F total = S::load(totals() + row * W);
 #pragma GCC unroll 4

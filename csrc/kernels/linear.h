@@ -11,6 +11,7 @@
 #include "kernels/linear_finish.h"
 #include "kernels/linear_matrix.h"
 #include "kernels/linear_stream.h"
+#include "kernels/linear_terms.h"
 #include "kernels/linear_tiles.h"
 
 namespace latentkv::LATENTKV_ISA {
@@ -26,7 +27,7 @@ constexpr std::int64_t kMatrixItemOutputs = 256;
 // Scratch of a thread for weights on their way to the multipliers.
 template <int W>
 constexpr std::int64_t panel_floats() {
-  const std::int64_t tiles = LinearTile<W>::kDepth * LinearTile<W>::kOutputs;
+  const std::int64_t tiles = larger(LinearTile<W>::kDepth * LinearTile<W>::kOutputs, DotTile<W>::kPanelFloats);
   return kHasTiles ? larger(tiles, kMatrixPanelFloats + kMatrixProductFloats) : tiles;
 }
 
@@ -45,8 +46,8 @@ Path path_of(const LinearJob& job, bool integer) {
     if (job.weight->format == WeightFormat::bf16) return Path::matrix_rows;
     if (grouped && job.weight->group % kTileDepth == 0 && kStepInputs % job.weight->group == 0) return dots ? Path::matrix_dots : Path::matrix_codes;
   }
-  const bool few = job.x.rows <= (grouped ? kStreamRows : kFloatStreamRows<W>);
-  if (few) return dots && Dot<W>::kStreams ? Path::dot_stream : Path::stream;
+  if (grouped && job.x.rows <= Dot<W>::kTermRows) return Path::terms;
+  if (job.x.rows <= (grouped ? kStreamRows : kFloatStreamRows<W>)) return Path::stream;
   return dots && Dot<W>::kTiles ? Path::dot_tiles : Path::tiles;
 }
 
@@ -72,7 +73,7 @@ class LinearPlan {
         input_elements_ += job.x.rows * job.x.cols;
       }
       plan.item_outputs = item_outputs(job, plan.path);
-      plan.sum_stride = plan.item_outputs + (is_matrix(plan.path) || plan.path == Path::tiles ? kTileRows : 0);
+      plan.sum_stride = plan.item_outputs + (plan.path == Path::stream || plan.path == Path::terms ? 0 : kTileRows);
       plan.item_count = job.x.rows == 0 ? 0 : (job.weight->rows + plan.item_outputs - 1) / plan.item_outputs;
       units_ += plan.unit_count;
       items_ += plan.item_count;
@@ -104,20 +105,24 @@ class LinearPlan {
     if (!same_x || a_path != b_path || a.x.cols != b.x.cols) return false;
     if (a_path == Path::tiles || a_path == Path::matrix_rows) return true;
     if (a_path == Path::stream) return wants_pairs(*a.weight) == wants_pairs(*b.weight);
-    return a.weight->group == b.weight->group;
+    return a.weight->group == b.weight->group && a.weight->format == b.weight->format;
   }
 
   static std::int64_t bytes_of_input(const LinearJob& job, Path path) {
+    if (path == Path::terms) return job.x.rows * term_row_bytes<W>(job);
+    if (path == Path::dot_tiles) {
+      const bool four = job.weight->format == WeightFormat::int4;
+      return four ? DotInput<W, NibbleProducts<W>>(nullptr, job).bytes() : DotInput<W, ByteProducts<W>>(nullptr, job).bytes();
+    }
     if (!is_matrix(path)) return input_bytes<W>(job, path);
     return terms_of(job, path) == 1 ? MatrixInput<1>(nullptr, job).bytes() : MatrixInput<3>(nullptr, job).bytes();
   }
 
   std::int64_t item_outputs(const LinearJob& job, Path path) const {
-    if (path == Path::tiles) {
+    if (path == Path::tiles || path == Path::dot_tiles) {
       const std::int64_t by_share = padded((job.weight->rows + 4 * p_.threads - 1) / (4 * p_.threads), LinearTile<W>::kOutputs);
       return larger(LinearTile<W>::kOutputs, smaller(by_share, LinearTile<W>::kItemOutputs));
     }
-    if (path == Path::dot_tiles) return DotTile<W>::kOutputs;
     if (is_matrix(path)) {
       const std::int64_t by_share = padded((job.weight->rows + 4 * p_.threads - 1) / (4 * p_.threads), kMatrixOutputs);
       return larger(kMatrixOutputs, smaller(by_share, kMatrixItemOutputs));
@@ -159,8 +164,8 @@ class LinearItem {
     switch (plan_.path) {
       case Path::stream: return stream(weight, {first, count, sums, plan_.item_outputs});
       case Path::tiles: return TileMultiplier<W>(weight, job_.x.rows, x_, memory_).run(first, count, sums, plan_.sum_stride);
-      case Path::dot_stream: return dot_stream(weight, {first, count, sums, plan_.item_outputs});
-      case Path::dot_tiles: return dot_tiles(weight, first, sums);
+      case Path::terms: return terms(weight, {first, count, sums, plan_.item_outputs});
+      case Path::dot_tiles: return dot_tiles(weight, {first, count, sums, plan_.sum_stride});
       case Path::matrix_rows: return matrix_rows(weight, {first, count, sums, plan_.sum_stride});
       case Path::matrix_codes: return matrix_codes(weight, {first, count, sums, plan_.sum_stride});
       case Path::matrix_dots:
@@ -219,29 +224,34 @@ class LinearItem {
     }
   }
 
-  void load_codes(std::int64_t first, std::int64_t count, CodeRow* rows) const {
-    const std::int64_t cols = job_.x.cols, groups = cols / job_.weight->group;
-    for (std::int64_t r = 0; r < count; ++r) rows[r] = {x_ + (first + r) * CodeRow::bytes(cols, groups), cols, groups};
+  void terms(const LinearWeight& weight, const Outputs& out) const {
+    const auto row = [&](std::int64_t r) { return term_row<W>(job_, x_, smaller(r, job_.x.rows - 1)); };
+    const TermRow x[4] = {row(0), row(1), row(2), row(3)};
+    weight.format == WeightFormat::int4 ? term_stream<NibbleProducts<W>>(weight, x, out)
+                                        : term_stream<ByteProducts<W>>(weight, x, out);
+    for (std::int64_t r = 0; r < job_.x.rows; ++r) {
+      if (!*x[r].is_finite) code_stream<W, 1>(weight, x[r].floats, 0, {out.first, out.count, out.values + r * out.stride, 0});
+    }
   }
 
-  void dot_stream(const LinearWeight& weight, const Outputs& out) const {
-    CodeRow x[kStreamRows] = {{x_, 0, 0}, {x_, 0, 0}, {x_, 0, 0}, {x_, 0, 0}};
-    load_codes(0, job_.x.rows, x);
+  template <typename Products>
+  void term_stream(const LinearWeight& weight, const TermRow* x, const Outputs& out) const {
     switch (job_.x.rows) {
-      case 1: return DotStream<W, 1>(weight, x).run(out);
-      case 2: return DotStream<W, 2>(weight, x).run(out);
-      case 3: return DotStream<W, 3>(weight, x).run(out);
-      default: return DotStream<W, 4>(weight, x).run(out);
+      case 1: return TermStream<W, 1, Products>(weight, x).run(out);
+      case 2: return TermStream<W, 2, Products>(weight, x).run(out);
+      case 3: return TermStream<W, 3, Products>(weight, x).run(out);
+      default: return TermStream<W, 4, Products>(weight, x).run(out);
     }
   }
 
-  void dot_tiles(const LinearWeight& weight, std::int64_t first, float* sums) const {
-    const RowTiles<W> tiles(job_.x.rows);
-    CodeRow x[T::kRows] = {{x_, 0, 0}, {x_, 0, 0}, {x_, 0, 0}, {x_, 0, 0}, {x_, 0, 0}, {x_, 0, 0}};
-    for (std::int64_t tile = 0; tile < tiles.count; ++tile) {
-      load_codes(tiles.first(tile), tiles.rows(tile), x);
-      dot_rows<W>(tiles.rows(tile), weight, first, x, sums + tiles.first(tile) * plan_.item_outputs, plan_.item_outputs);
-    }
+  void dot_tiles(const LinearWeight& weight, const Outputs& out) const {
+    weight.format == WeightFormat::int4 ? dots<NibbleProducts<W>>(weight, out) : dots<ByteProducts<W>>(weight, out);
+  }
+
+  template <typename Products>
+  void dots(const LinearWeight& weight, const Outputs& out) const {
+    const DotInput<W, Products> x(x_, job_);
+    DotMultiplier<W, Products>(weight, x, memory_).run(out.first, out.count, out.values, out.stride);
   }
 
   const LinearJob& job_;
@@ -272,6 +282,11 @@ void prepare_unit(const LinearJob& job, const JobPlan& plan, std::int64_t unit, 
                                     : MatrixPreparer<3>(job, plan.path, to, unit).run();
       return;
     }
+  }
+  if (plan.path == Path::terms) return prepare_terms<W>(job, unit, to);
+  if (plan.path == Path::dot_tiles) {
+    const bool four = job.weight->format == WeightFormat::int4;
+    return four ? DotInput<W, NibbleProducts<W>>(to, job).prepare(job, unit) : DotInput<W, ByteProducts<W>>(to, job).prepare(job, unit);
   }
   prepare_row<W>(job, plan.path, unit, to);
 }

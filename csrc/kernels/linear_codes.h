@@ -6,12 +6,6 @@
 
 namespace latentkv::LATENTKV_ISA {
 
-// What the sum of x's codes times this has to be taken from a dot product, for weights to be codes - zero.
-template <int W>
-std::int32_t dot_zero(const LinearWeight& weight) {
-  return weight.format == WeightFormat::int8 ? Dot<W>::kOffset : weight.zero;
-}
-
 // The codes of one panel, from its output `first_output` on (a multiple of W), W outputs in the lanes.
 template <int W>
 class CodePanel {

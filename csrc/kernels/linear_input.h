@@ -1,26 +1,10 @@
-// x as the paths of the linear kernel want it, in scratch: widened to float, normed, and in the order of use; or rounded
-// to int8 in the weight's groups.
+// x as the paths of the linear kernel want it, in scratch: widened to float, normed, and in the order of use; groups of it
+// rounded to whole numbers.
 #pragma once
 
-#include "kernels/linear_types.h"
+#include "kernels/linear_products.h"
 
 namespace latentkv::LATENTKV_ISA {
-
-// One row of x in int8: x = scales[g] * codes, roughly, for the inputs of group g.
-struct CodeRow {
-  std::int8_t* codes;
-  float* scales;
-  float* sums;              // of scales * codes over each group: of x itself, a minimum's rounding error would not cancel
-  std::int32_t* code_sums;  // of the codes
-
-  CodeRow(char* memory, std::int64_t cols, std::int64_t groups)
-      : codes(reinterpret_cast<std::int8_t*>(memory)),
-        scales(reinterpret_cast<float*>(memory + padded(cols, 64))),
-        sums(scales + groups),
-        code_sums(reinterpret_cast<std::int32_t*>(sums + groups)) {}
-
-  static std::int64_t bytes(std::int64_t cols, std::int64_t groups) { return padded(cols, 64) + padded(groups * 12, 64); }
-};
 
 // Rows of x are dealt out to as few tiles as possible, evenly.
 template <int W>
@@ -58,12 +42,14 @@ std::int64_t input_bytes(const LinearJob& job, Path path) {
   using T = LinearTile<W>;
   const std::int64_t cols = job.x.cols;
   if (path == Path::stream) return job.x.rows * stream_stride<W>(cols) * 4;
-  if (path == Path::tiles) return RowTiles<W>(job.x.rows).count * T::kRows * padded(cols, T::kDepth) * 4;
-  return job.x.rows * CodeRow::bytes(cols, cols / job.weight->group);
+  return RowTiles<W>(job.x.rows).count * T::kRows * padded(cols, T::kDepth) * 4;
 }
 
 // bf16 weights are read in pairs, x then has to lie so too.
 inline bool wants_pairs(const LinearWeight& weight) { return weight.format == WeightFormat::bf16; }
+
+// Zero for a NaN, which no integer can hold.
+inline std::int32_t whole_number(float value) { return value == value ? static_cast<std::int32_t>(value) : 0; }
 
 template <int W>
 class InputRow {
@@ -107,16 +93,11 @@ class InputRow {
     }
   }
 
-  // Rounded to int8, to nearest, in groups.
-  void round(std::int64_t group, const CodeRow& to) const {
-    for (std::int64_t g = 0; g * group < job_.x.cols; ++g) {
-      to.scales[g] = round_group(g * group, group, to.codes + g * group, to.code_sums[g]);
-      to.sums[g] = to.scales[g] * static_cast<float>(to.code_sums[g]);
-    }
-  }
-
-  // One group, at most 128 elements: the largest becomes 127. Returns the scale, NaN for a group with a NaN or an infinity.
-  float round_group(std::int64_t at, std::int64_t count, std::int8_t* codes, std::int32_t& code_sum) const {
+  // One group, at most 128 elements, rounded to nearest in whole numbers as `Products` stores them: the largest becomes 127 or
+  // 32767. Returns the scale, NaN for a group with a NaN or an infinity.
+  template <typename Products>
+  float round_group(std::int64_t at, std::int64_t count, char* codes, std::int32_t& code_sum) const {
+    constexpr float kMost = sizeof(typename Products::Element) == 2 ? 32767.0f : 127.0f;
     float values[128];
     widen(at, count, values);
     F top = S::zero(), bad = S::zero();
@@ -125,10 +106,10 @@ class InputRow {
       top = size > top ? size : top;
       bad += value - value;
     }
-    float most = 0.0f;
-    for (int lane = 0; lane < W; ++lane) most = top[lane] > most ? top[lane] : most;
-    code_sum = store_codes(values, count, most > 0.0f ? 127.0f / most : 0.0f, codes);
-    return most / 127.0f + S::sum(bad);
+    // Where the factor would overflow, everything is zero.
+    const float most = S::largest(top);
+    code_sum = store_codes<Products>(values, count, most > 0x1p-112f ? kMost / most : 0.0f, codes);
+    return most / kMost + S::sum(bad);
   }
 
  private:
@@ -149,19 +130,16 @@ class InputRow {
     return S::sum(total);
   }
 
-  // Adding 1.5 * 2**23 leaves the nearest whole number in the low bits.
-  static std::int32_t store_codes(const float* values, std::int64_t count, float factor, std::int8_t* to) {
-    using I = typename Lanes<std::int32_t, W>::type;
-    using B = typename Lanes<std::int8_t, W>::type;
-    I total = {};
+  // Adding 1.5 * 2**23 leaves the nearest whole number in the low bits. Sums of up to 128 of them are exact.
+  template <typename Products>
+  static std::int32_t store_codes(const float* values, std::int64_t count, float factor, char* to) {
+    F total = S::zero();
     for (std::int64_t i = 0; i < count; i += W) {
-      const B bytes = __builtin_convertvector((I)(S::load(values + i) * S::broadcast(factor) + 12582912.0f), B);
-      __builtin_memcpy(to + i, &bytes, sizeof bytes);
-      total += __builtin_convertvector(bytes, I);
+      const F marked = S::load(values + i) * S::broadcast(factor) + 12582912.0f;
+      Products::store((typename Dot<W>::I)marked, to + i * static_cast<std::int64_t>(sizeof(typename Products::Element)));
+      total += marked - 12582912.0f;
     }
-    std::int32_t sum = 0;
-    for (int lane = 0; lane < W; ++lane) sum += total[lane];
-    return sum;
+    return whole_number(S::sum(total));
   }
 
   const LinearJob& job_;
@@ -177,16 +155,13 @@ void prepare_row(const LinearJob& job, Path path, std::int64_t row, char* memory
   const std::int64_t cols = job.x.cols;
   if (path == Path::stream) {
     from.stream(wants_pairs(*job.weight), reinterpret_cast<float*>(memory) + row * stream_stride<W>(cols));
-  } else if (path == Path::tiles) {
+  } else {
     const RowTiles<W> tiles(job.x.rows);
     const std::int64_t tile = tiles.tile_of(row);
     for (std::int64_t at = 0; at < cols; at += T::kDepth) {
       const auto to = tile_row<W>(memory, tiles, at / T::kDepth, tile, row - tiles.first(tile));
       from.widen(at, smaller(T::kDepth, cols - at), to);
     }
-  } else {
-    const std::int64_t groups = cols / job.weight->group;
-    from.round(job.weight->group, CodeRow(memory + row * CodeRow::bytes(cols, groups), cols, groups));
   }
 }
 

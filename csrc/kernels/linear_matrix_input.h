@@ -147,14 +147,14 @@ class MatrixPreparer {
   void round(const InputRow<16>& from, std::int64_t i) const {
     const std::int64_t group = job_.weight->group;
     for (std::int64_t g = 0; g < to_.groups_count; ++g) {
-      std::int8_t codes[128];
+      char codes[128];
       std::int32_t sum;
-      const float scale = from.round_group(g * group, group, codes, sum);
+      const float scale = from.round_group<NibbleProducts<16>>(g * group, group, codes, sum);
       to_.group(row_tile_, g)[i] = scale;
       to_.group(row_tile_, g)[kTileRows + i] = scale * static_cast<float>(sum);
       for (std::int64_t k = 0; k < group; k += kTileDepth) {
         float values[kTileDepth];
-        for (std::int64_t j = 0; j < kTileDepth; ++j) values[j] = codes[k + j];
+        for (std::int64_t j = 0; j < kTileDepth; ++j) values[j] = static_cast<signed char>(codes[k + j]);
         store_terms(values, line(i, g * group + k));
       }
     }

@@ -3,7 +3,6 @@
 // All functions compute rows x[Rows] against outputs first ... first + count - 1, into values[row * stride + output - first].
 #pragma once
 
-#include "dot.h"
 #include "kernels/linear_codes.h"
 #include "kernels/linear_input.h"
 
@@ -127,97 +126,5 @@ void code_stream(const LinearWeight& weight, const float* x, std::int64_t x_stri
     }
   }
 }
-
-// int8 or int4 weights against x in int8.
-template <int W, int Rows>
-class DotStream {
-  using S = Simd<W>;
-  using F = typename S::F;
-  using D = Dot<W>;
-  using I = typename D::I;
-  static constexpr int kParts = kPanelRows / W;
-
- public:
-  DotStream(const LinearWeight& weight, const CodeRow* x) : weight_(weight), x_(x) {}
-
-  void run(const Outputs& out) const {
-    for (std::int64_t n = 0; n < out.count; n += kTogether * kPanelRows) block(out, n);
-  }
-
- private:
-  // Panels read side by side: more of the memory's requests are on their way than with one stream.
-  static constexpr std::int64_t kTogether = 4;
-
-  void block(const Outputs& out, std::int64_t n) const {
-    const std::int64_t left = (out.count - n + kPanelRows - 1) / kPanelRows, count = smaller(kTogether, left);
-    F acc[kTogether][kParts][Rows] = {};
-    for (std::int64_t g = 0; g < weight_.cols / weight_.group; ++g) {
-      for (std::int64_t p = 0; p < count; ++p) group(out.first + n + p * kPanelRows, g, acc[p]);
-    }
-    for (std::int64_t p = 0; p < count; ++p) {
-#pragma GCC unroll 8
-      for (int r = 0; r < Rows; ++r) {
-        float* to = out.values + r * out.stride + n + p * kPanelRows;
-#pragma GCC unroll 8
-        for (int part = 0; part < kParts; ++part) S::store(to + part * W, acc[p][part][r]);
-      }
-    }
-  }
-
-  [[gnu::always_inline]] void group(std::int64_t output, std::int64_t g, F (*acc)[Rows]) const {
-    const CodePanel<W> first(weight_, output);
-    first.prefetch(g, kAheadGroups);
-    I sums[kParts][Rows];
-#pragma GCC unroll 8
-    for (int r = 0; r < Rows; ++r) {
-      const std::int32_t start = -dot_zero<W>(weight_) * x_[r].code_sums[g];
-#pragma GCC unroll 8
-      for (int part = 0; part < kParts; ++part) sums[part][r] = start - I{};
-    }
-    weight_.format == WeightFormat::int8 ? group8(first, g, sums) : group4(first, g, sums);
-#pragma GCC unroll 8
-    for (int part = 0; part < kParts; ++part) {
-      const CodePanel<W> lanes(weight_, output + part * W);
-      const F scale = lanes.scale(g);
-#pragma GCC unroll 8
-      for (int r = 0; r < Rows; ++r) {
-        const F dot = __builtin_convertvector(sums[part][r], F);
-        acc[part][r] = S::fma(dot, scale * S::broadcast(x_[r].scales[g]), acc[part][r]);
-        if (weight_.minima != nullptr) {
-          acc[part][r] = S::fma(lanes.minimum(g), S::broadcast(x_[r].sums[g]), acc[part][r]);
-        }
-      }
-    }
-  }
-
-  [[gnu::always_inline]] void group8(const CodePanel<W>& panel, std::int64_t g, I (*sums)[Rows]) const {
-    for (std::int64_t k = g * weight_.group; k < (g + 1) * weight_.group; k += 4) {
-#pragma GCC unroll 8
-      for (int part = 0; part < kParts; ++part) {
-        const auto codes = panel.bytes(k, part * W);
-#pragma GCC unroll 8
-        for (int r = 0; r < Rows; ++r) sums[part][r] = D::add8(sums[part][r], codes, D::broadcast(x_[r].codes + k));
-      }
-    }
-  }
-
-  [[gnu::always_inline]] void group4(const CodePanel<W>& panel, std::int64_t g, I (*sums)[Rows]) const {
-    for (std::int64_t k = g * weight_.group; k < (g + 1) * weight_.group; k += 8) {
-#pragma GCC unroll 8
-      for (int part = 0; part < kParts; ++part) {
-        const auto codes = panel.bytes(k, part * W);
-#pragma GCC unroll 8
-        for (int r = 0; r < Rows; ++r) {
-          const std::int8_t* x = x_[r].codes + k;
-          sums[part][r] = D::add4(sums[part][r], panel.low(codes), D::broadcast(x));
-          sums[part][r] = D::add4(sums[part][r], panel.high(codes), D::broadcast(x + 4));
-        }
-      }
-    }
-  }
-
-  const LinearWeight& weight_;
-  const CodeRow* x_;
-};
 
 }  // namespace latentkv::LATENTKV_ISA

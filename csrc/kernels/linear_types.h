@@ -24,7 +24,7 @@ struct LinearTile {
   static constexpr std::int64_t kItemOutputs = 128;
 };
 
-enum class Path : std::int64_t { stream, tiles, dot_stream, dot_tiles, matrix_rows, matrix_codes, matrix_dots };
+enum class Path : std::int64_t { stream, tiles, terms, dot_tiles, matrix_rows, matrix_codes, matrix_dots };
 
 constexpr std::int64_t padded(std::int64_t value, std::int64_t step) { return (value + step - 1) / step * step; }
 constexpr std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }

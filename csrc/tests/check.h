@@ -146,5 +146,6 @@ void test_write_latent(const Isa& isa, Checks& checks);
 void test_project(const Isa& isa, Checks& checks);
 void test_attention(const Isa& isa, Checks& checks);
 void test_head_form(const Isa& isa, Checks& checks);
+void test_linear(const Isa& isa, Checks& checks);
 
 }  // namespace latentkv::test

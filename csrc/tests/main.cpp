@@ -19,6 +19,7 @@ int main() {
     test::test_project(isa, checks);
     test::test_attention(isa, checks);
     test::test_head_form(isa, checks);
+    test::test_linear(isa, checks);
     std::printf("%-9s %d comparisons, %d failed\n", isa.name, checks.done, checks.failed);
     failed += checks.failed;
   }

@@ -23,7 +23,7 @@ class Variable:
 VARIABLES = (
     Variable(
         "LATENTKV_ISA",
-        "baseline | avx2 | avx512 | avx512vnni | amx",
+        "baseline | avx2 | avx512 | avx512vnni | amx | neondot",
         "Force this instruction set for the native kernels; a name that this build or CPU does not have is an error.",
     ),
     Variable(

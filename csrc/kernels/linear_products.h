@@ -1,0 +1,81 @@
+// Codes of weights times whole numbers of x, by the instructions there are: four neighbours of each output in a vector, four
+// or two of them in a product. What streams (linear_terms.h) and tiles (linear_dots.h) share.
+#pragma once
+
+#include "kernels/linear_codes.h"
+#include "kernels/transpose.h"
+
+namespace latentkv::LATENTKV_ISA {
+
+constexpr std::int64_t kMostGroup = 128;
+
+// int4 codes and int8 of x.
+template <int W>
+struct NibbleProducts {
+  using D = Dot<W>;
+  using U = typename D::U;
+  using Partial = typename D::Partial;
+  using Element = std::int8_t;
+  static constexpr int kPieces = 2;            // vectors of codes that one from memory is unpacked to
+  static constexpr std::int64_t kInputs = 8;   // in one from memory
+  static constexpr std::int64_t kChunk = 32;   // that a Partial can hold
+
+  static U piece(U codes, int i) { return i == 0 ? codes & 0x0f0f0f0fu : codes >> 4 & 0x0f0f0f0fu; }
+  static Partial add(Partial sum, U codes, U x) { return D::add_codes(sum, codes, x); }
+  static typename D::I total(Partial sum) { return D::total(sum); }
+  static std::int32_t zero(const LinearWeight& weight) { return weight.zero; }
+
+  // W numbers of x, four to a word of x.
+  static void store(typename D::I numbers, char* to) {
+    const auto bytes = D::low_bytes(numbers);
+    __builtin_memcpy(to, &bytes, sizeof bytes);
+  }
+};
+
+// int8 codes and int8 of x, where such products add up without overflow.
+template <int W, bool Bytes = Dot<W>::kBytes>
+struct ByteProducts {
+  using D = Dot<W>;
+  using U = typename D::U;
+  using Partial = typename D::I;
+  using Element = std::int8_t;
+  static constexpr int kPieces = 1;
+  static constexpr std::int64_t kInputs = 4, kChunk = kMostGroup;
+
+  static U piece(U codes, int) { return D::offset_bytes(codes); }
+  static Partial add(Partial sum, U codes, U x) { return D::add_bytes(sum, codes, x); }
+  static typename D::I total(Partial sum) { return sum; }
+  static std::int32_t zero(const LinearWeight&) { return D::kOffset; }
+  static void store(typename D::I numbers, char* to) { NibbleProducts<W>::store(numbers, to); }
+};
+
+// int8 codes and int16 of x elsewhere.
+template <int W>
+struct ByteProducts<W, false> {
+  using D = Dot<W>;
+  using U = typename D::U;
+  using Partial = typename D::I;
+  using Element = std::int16_t;
+  static constexpr int kPieces = 2;
+  static constexpr std::int64_t kInputs = 4, kChunk = kMostGroup;
+
+  static U piece(U codes, int i) { return i == 0 ? D::even_bytes(codes) : D::odd_bytes(codes); }
+  static Partial add(Partial sum, U codes, U x) { return D::add_pairs(sum, codes, x); }
+  static typename D::I total(Partial sum) { return sum; }
+  static std::int32_t zero(const LinearWeight&) { return 0; }
+
+  // Two to a word of x, the even ones of four neighbours before the odd ones.
+  static void store(typename D::I numbers, char* to) {
+    const auto words = swap_middle(__builtin_convertvector(numbers, typename Lanes<Element, W>::type),
+                                   typename Counting<W>::type{});
+    __builtin_memcpy(to, &words, sizeof words);
+  }
+
+ private:
+  template <typename V, int... N>
+  static V swap_middle(V words, Numbers<N...>) {
+    return __builtin_shufflevector(words, words, (N % 4 == 1 ? N + 1 : N % 4 == 2 ? N - 1 : N)...);
+  }
+};
+
+}  // namespace latentkv::LATENTKV_ISA

@@ -1,0 +1,118 @@
+// Linear maps of whole numbers in groups: exact x against the tolerance of floats, rounded x against the bound of rounding.
+#include "check.h"
+
+namespace latentkv::test {
+namespace {
+
+struct Map {
+  WeightFormat format;
+  std::int64_t outputs, inputs, group;
+  bool minima;
+};
+
+// Codes in the order of src/latentkv/ops/quantized.py, and the same weights as doubles.
+class Codes {
+ public:
+  explicit Codes(const Map& m)
+      : four_(m.format == WeightFormat::int4),
+        panels_((m.outputs + kPanelRows - 1) / kPanelRows),
+        bytes_(panels_ * kPanelRows * m.inputs / (four_ ? 2 : 1)),
+        scales_(DType::f16, panels_ * kPanelRows * m.inputs / m.group),
+        minima_(DType::f16, scales_.size()),
+        dense(m.outputs * m.inputs) {
+    Random random(m.inputs + m.group);
+    // Weights of size 1 / sqrt(in), so that results are of size 1.
+    const double size = 1.0 / std::sqrt(static_cast<double>(m.inputs));
+    for (std::int64_t i = 0; i < scales_.size(); ++i) {
+      scales_.set(i, size / (four_ ? 4.6 : 73.0) * std::fabs(random.next()));
+      minima_.set(i, size * random.next());
+    }
+    for (std::int64_t n = 0; n < m.outputs; ++n) {
+      for (std::int64_t k = 0; k < m.inputs; ++k) set(m, n, k, random.next());
+    }
+    weight = {m.format, m.outputs,   m.inputs,    bytes_.data(),   0, m.group, four_ ? 8 : 0,
+              DType::f16, scales_.data(), m.minima ? minima_.data() : nullptr, nullptr, DType::f32};
+  }
+
+ private:
+  void set(const Map& m, std::int64_t n, std::int64_t k, double number) {
+    const std::int64_t panel = n / kPanelRows, row = n % kPanelRows, groups = m.inputs / m.group;
+    const std::int64_t factor = (panel * groups + k / m.group) * kPanelRows + row;
+    const int code = static_cast<int>(four_ ? 8 + 4.6 * number : 73 * number);
+    if (four_) {
+      std::uint8_t& both = bytes_[(panel * m.inputs / 8 + k / 8) * 64 + row * 4 + k % 4];
+      both = static_cast<std::uint8_t>(both | code << (k % 8 < 4 ? 0 : 4));
+    } else {
+      bytes_[(panel * m.inputs / 4 + k / 4) * 64 + row * 4 + k % 4] = static_cast<std::uint8_t>(code);
+    }
+    dense[n * m.inputs + k] = scales_[factor] * (code - (four_ ? 8 : 0)) + (m.minima ? minima_[factor] : 0.0);
+  }
+
+  bool four_;
+  std::int64_t panels_;
+  std::vector<std::uint8_t> bytes_;
+  Numbers scales_, minima_;
+
+ public:
+  std::vector<double> dense;
+  LinearWeight weight;
+};
+
+// Largest |x| of each group times the sum of its |w|: what rounding may be off by, times the step.
+double reach(const Map& m, const Numbers& x, std::int64_t row, const double* w) {
+  double total = 0.0;
+  for (std::int64_t k = 0; k < m.inputs; k += m.group) {
+    double largest = 0.0, size = 0.0;
+    for (std::int64_t i = k; i < k + m.group; ++i) {
+      largest = std::fmax(largest, std::fabs(x[row * m.inputs + i]));
+      size += std::fabs(w[i]);
+    }
+    total += largest * size;
+  }
+  return total;
+}
+
+void check_map(const Isa& isa, const Map& m, std::int64_t rows, bool integer, Checks& checks) {
+  Codes codes(m);
+  Random random(rows);
+  Numbers x(DType::f32, rows * m.inputs), out(DType::f32, rows * m.outputs);
+  random.fill(x);
+  LinearJob job{};
+  job.x = {x.data(), DType::f32, rows, m.inputs, m.inputs};
+  job.weight = &codes.weight;
+  job.out = {out.data(), DType::f32, rows, m.outputs, m.outputs};
+  job.factor = 1.0f;
+  LinearParams p{&job, 1, integer, 2, nullptr};
+  struct alignas(64) Line {
+    char bytes[64];
+  };
+  std::vector<Line> scratch((isa.kernels->linear_scratch(p) + 63) / 64);
+  p.scratch = scratch.data()->bytes;
+  isa.kernels->linear(p);
+  const std::string what = std::string(isa.name) + (m.format == WeightFormat::int4 ? " int4" : " int8") + " group " +
+                           std::to_string(m.group) + " rows " + std::to_string(rows) + (integer ? " rounded" : "");
+  std::vector<double> want(out.size());
+  for (std::int64_t i = 0; i < out.size(); ++i) {
+    const double* w = codes.dense.data() + i % m.outputs * m.inputs;
+    for (std::int64_t k = 0; k < m.inputs; ++k) want[i] += x[i / m.outputs * m.inputs + k] * w[k];
+    // Within the bound of rounding a result counts as what was wanted.
+    const double bound = integer ? reach(m, x, i / m.outputs, w) / 254 : 0.0;
+    if (std::fabs(out[i] - want[i]) <= bound) want[i] = out[i];
+  }
+  checks.close(what, out, want);
+}
+
+}  // namespace
+
+void test_linear(const Isa& isa, Checks& checks) {
+  constexpr Map maps[] = {{WeightFormat::int8, 17, 64, 16, false},  {WeightFormat::int8, 70, 640, 32, true},
+                          {WeightFormat::int8, 33, 256, 128, false}, {WeightFormat::int4, 17, 64, 16, false},
+                          {WeightFormat::int4, 70, 640, 32, true},  {WeightFormat::int4, 33, 256, 128, false}};
+  for (const Map& map : maps) {
+    for (const std::int64_t rows : {1, 2, 4, 5, 7, 20}) {
+      for (const bool integer : {false, true}) check_map(isa, map, rows, integer, checks);
+    }
+  }
+}
+
+}  // namespace latentkv::test

@@ -173,6 +173,9 @@ auto with_worker(const AttentionParams& p, Use use) {
   if constexpr (kHasTiles) {
     if (TileChunk::suits(p)) return use.template operator()<TileOrVectorWorker>();
   }
+  if constexpr (Dot<W>::kPairs) {
+    if (CodeChunk<W>::suits(p)) return use.template operator()<AttentionWorker<W, Coded, CodeEngine<W>>>();
+  }
   switch (p.row_dtype) {
     case DType::bf16: return use.template operator()<AttentionWorker<W, bf16, VectorEngine<W>>>();
     case DType::u8: return use.template operator()<AttentionWorker<W, Coded, VectorEngine<W>>>();

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/attention_chunk.h"
+#include "kernels/attention_code_chunk.h"
 #include "kernels/attention_tile_chunk.h"
 
 namespace latentkv::LATENTKV_ISA {
@@ -11,6 +12,14 @@ template <int W>
 struct VectorEngine {
   using Query = PackedQuery<W>;
   using Chunk = latentkv::LATENTKV_ISA::Chunk<W>;
+  static constexpr float kSlack = 0.0f;
+};
+
+// Codes and queries as int16.
+template <int W>
+struct CodeEngine {
+  using Query = CodeQuery<W>;
+  using Chunk = CodeChunk<W>;
   static constexpr float kSlack = 0.0f;
 };
 

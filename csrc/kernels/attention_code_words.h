@@ -63,6 +63,9 @@ class WordReader {
     return has_nan(unit.codes) ? __builtin_nanf("") : scale * (1.0f / 8.0f);
   }
 
+  // As it stands in the row.
+  float stored_scale(const char* row, std::int64_t group) const { return scales_.scale_of(row, group); }
+
   // Words i ... i + 2 * W - 1 of a unit, i a multiple of 2 * W.
   template <CodeFormat Format>
   [[gnu::always_inline]] static I16 words(CodeUnit unit, int i) {
@@ -204,6 +207,14 @@ class WordUnit {
   }
 
   F unit() const { return unit_; }
+
+  // A word in each lane.
+  [[gnu::always_inline]] I whole(F x) const {
+    const F round = S::broadcast(12582912.0f);
+    return (I)S::fma(x, inverse_, round) - (I)round;
+  }
+
+  static I none() { return I{}; }
 
   // Two words in each lane. Adding 1.5 * 2**23 leaves the rounded number in the low bits of the sum.
   [[gnu::always_inline]] U words(F low, F high) const {

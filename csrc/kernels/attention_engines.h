@@ -4,6 +4,7 @@
 #include "kernels/attention_chunk.h"
 #include "kernels/attention_code_chunk.h"
 #include "kernels/attention_tile_chunk.h"
+#include "kernels/attention_tile_code_chunk.h"
 
 namespace latentkv::LATENTKV_ISA {
 
@@ -27,6 +28,12 @@ struct TileEngine {
   using Query = TileQuery;
   using Chunk = TileChunk;
   // Scores may exceed `top` by this: the sums, which lie in memory, then seldom need shrinking.
+  static constexpr float kSlack = 8.0f;
+};
+
+struct TileCodeEngine {
+  using Query = TileCodeQuery;
+  using Chunk = TileCodeChunk;
   static constexpr float kSlack = 8.0f;
 };
 

@@ -56,9 +56,14 @@ class NativeBackend:
 
     name = "native"
 
-    def __init__(self, *, isa: str | None = None) -> None:
-        """`isa`: an instruction set; by default what LATENTKV_ISA forces, or else the best this CPU has."""
+    def __init__(self, *, isa: str | None = None, integer: bool = True) -> None:
+        """
+        isa:     an instruction set; by default what LATENTKV_ISA forces, or else the best this CPU has
+        integer: over rows of codes, whether queries and weights may be rounded to 16 bits where that is faster
+                 (docs/cache_formats.md tells the error)
+        """
         self.isa = isa
+        self.integer = integer
 
     def supports(self, request: Request) -> Support:
         """CPU, float32 or bfloat16 queries over rows of a known format, and the extension."""
@@ -101,7 +106,7 @@ class NativeBackend:
         """See `Backend.run`. Raises ShapeError for page ids outside the cache, StalePlanError for another's plan."""
         if not isinstance(plan, NativePlan):
             raise StalePlanError(f"plan: made by backend {plan.backend!r}. Make a new plan with the one that runs it.")
-        call = _Call(plan.isa, plan, request, cache, batch, scale, causal)
+        call = _Call(plan.isa, plan, request, cache, batch, scale, causal, self.integer)
         return Attended(*call.run(query, up), path=plan.path)
 
 
@@ -116,6 +121,7 @@ class _Call:
     batch: Batch
     scale: float
     causal: bool
+    integer: bool
 
     def run(self, query: Tensor, up: UpProjection | None) -> tuple[Tensor, Tensor]:
         """Output and LSE of all tokens."""
@@ -191,6 +197,7 @@ class _Call:
             self.causal,
             work.threads,
             codes=None if request.format in FORMATS else native_codes(self.cache.layout),
+            integer=self.integer,
         )
         if up is not None:
             expanded = torch.empty(rows, request.num_heads, request.v_head_dim, dtype=query.dtype)

@@ -208,14 +208,6 @@ class WordUnit {
 
   F unit() const { return unit_; }
 
-  // A word in each lane.
-  [[gnu::always_inline]] I whole(F x) const {
-    const F round = S::broadcast(12582912.0f);
-    return (I)S::fma(x, inverse_, round) - (I)round;
-  }
-
-  static I none() { return I{}; }
-
   // Two words in each lane. Adding 1.5 * 2**23 leaves the rounded number in the low bits of the sum.
   [[gnu::always_inline]] U words(F low, F high) const {
     const F round = S::broadcast(12582912.0f);

@@ -68,15 +68,14 @@ inline void quads(const Bytes64 (&rows)[4], Words16 (&to)[4]) {
 #endif
 }
 
-// Four words of each lane, at most kMostCut, as their lower and their upper bytes side by side.
-inline void cut(const Lanes<std::int32_t, 16>::type (&words)[4], Words16& low, Words16& high) {
-  low = high = Words16{};
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    const auto up = (Words16)words[i] + 0x80u;
-    low |= ((Words16)words[i] & 0xffu) << 8 * i;
-    high |= (up >> 8 & 0xffu) << 8 * i;
-  }
+// Words of four rows, two in each lane of `first` and two of `second`, as their lower and their upper bytes side by side: of
+// rows 0, 2, 1, 3.
+inline void cut(Words16 first, Words16 second, Words16& low, Words16& high) {
+  using Halves = Lanes<std::uint16_t, 32>::type;
+  constexpr std::uint32_t kEven = 0x00ff00ffu;
+  low = (first & kEven) | (second << 8 & ~kEven);
+  const auto up = (Words16)((Halves)first + 0x80), up2 = (Words16)((Halves)second + 0x80);
+  high = (up >> 8 & kEven) | (up2 & ~kEven);
 }
 
 inline Lanes<std::int32_t, 16>::type load_whole(const std::uint32_t* from) {

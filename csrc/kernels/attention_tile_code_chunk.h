@@ -74,10 +74,12 @@ class TileCodeChunk {
     shrink_rows(result, row_count);
     const std::int64_t row_tiles = (row_count + kTileRows - 1) / kTileRows;
     const std::int64_t steps = (count + kByteDepth - 1) / kByteDepth;
+    // No weights beyond the context, whatever lay there.
+    for (std::int64_t t = count; t < steps * kByteDepth; ++t) __builtin_memset(scores_ + t * kRows, 0, kRows * sizeof(float));
     ahead.spread(100 - kAskedByDot, codes_.width / kStrip * row_tiles);
     for (std::int64_t d = 0; d < codes_.width; d += kStrip) {
       if (d % codes_.group == 0) {
-        for (std::int64_t tile = 0; tile < row_tiles; ++tile) cut_weights(tile, d / codes_.group, count, steps);
+        for (std::int64_t tile = 0; tile < row_tiles; ++tile) cut_weights(tile, d / codes_.group, steps);
       }
       quad_values(d, steps);
       for (std::int64_t tile = 0; tile < row_tiles; ++tile, ahead.step()) {
@@ -223,19 +225,18 @@ class TileCodeChunk {
     }
   }
 
-  // Weights of 16 rows times the scales of a group: bytes of tokens side by side, none beyond `count`.
-  void cut_weights(std::int64_t row_tile, std::int64_t group, std::int64_t count, std::int64_t steps) const {
+  // Weights of 16 rows times the scales of a group: bytes of tokens side by side, as cut() orders them.
+  void cut_weights(std::int64_t row_tile, std::int64_t group, std::int64_t steps) const {
     const float *weights = scores_ + row_tile * kTileRows, *scales = scales_ + group * kTokens;
     const auto of = [&](std::int64_t t) { return S::load(weights + t * kRows) * S::broadcast(scales[t]); };
-    const WordUnit<W> unit(kMostCut, count, of);
+    const WordUnit<W> unit(kMostCut, steps * kByteDepth, of);
     S::store(units_ + row_tile * kTileRows, unit.unit());
     for (std::int64_t step = 0; step < steps; ++step) {
       F low[W], high[W];
       for (int i = 0; i < W; ++i) {
         const std::int64_t t = step * kByteDepth + 4 * i;
-        const auto whole = [&](std::int64_t token) { return token < count ? unit.whole(of(token)) : WordUnit<W>::none(); };
         Words16 lower, upper;
-        cut({whole(t), whole(t + 1), whole(t + 2), whole(t + 3)}, lower, upper);
+        cut(unit.words(of(t), of(t + 1)), unit.words(of(t + 2), of(t + 3)), lower, upper);
         low[i] = (F)lower;
         high[i] = (F)upper;
       }
@@ -255,7 +256,8 @@ class TileCodeChunk {
       const char* codes = keys.codes + t % kTileRows * keys.codes_stride + first;
       const std::int64_t stride = keys.codes_stride;
       Words16 four[4];
-      quads({load_bytes(codes), load_bytes(codes + stride), load_bytes(codes + 2 * stride), load_bytes(codes + 3 * stride)},
+      // In the order of cut().
+      quads({load_bytes(codes), load_bytes(codes + 2 * stride), load_bytes(codes + stride), load_bytes(codes + 3 * stride)},
             four);
       std::uint32_t* to = values_ + t / kByteDepth * (kStrip / W) * kTileWords + t % kByteDepth / 4 * W;
       for (int i = 0; i < 4; ++i) __builtin_memcpy(to + i * kTileWords, &four[i], sizeof four[i]);

@@ -93,7 +93,7 @@ class TileCodeQuery {
     for (std::int64_t d = 0; d < count; d += 4) {
       auto* to = const_cast<std::uint32_t*>(codes(row_tile, (first + d) / kByteDepth)) + d % kByteDepth / 4 * W;
       Words16 low, high;
-      cut({unit.whole(of(d)), unit.whole(of(d + 1)), unit.whole(of(d + 2)), unit.whole(of(d + 3))}, low, high);
+      cut(unit.words(of(d), of(d + 2)), unit.words(of(d + 1), of(d + 3)), low, high);
       __builtin_memcpy(to, &high, sizeof high);
       __builtin_memcpy(to + kTileWords, &low, sizeof low);
     }

@@ -95,20 +95,20 @@ struct Dot {
   static constexpr bool kPairs = false;
 #endif
 
-  // sum[lane] + the two products of a[lane] and b[lane], two int16 each.
+  // sum[lane] + the two products of a[lane] and b[lane], two int16 each; what overflows wraps around.
   [[gnu::always_inline]] static I add2(I sum, U a, U b) {
 #if defined(__AVX512VNNI__)
     if constexpr (W == 16) return (I)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
 #elif defined(__AVX512BW__)
-    if constexpr (W == 16) return sum + (I)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+    if constexpr (W == 16) return (I)((U)sum + (U)_mm512_madd_epi16((__m512i)a, (__m512i)b));
 #endif
 #if defined(__AVX2__)
-    if constexpr (W == 8) return sum + (I)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+    if constexpr (W == 8) return (I)((U)sum + (U)_mm256_madd_epi16((__m256i)a, (__m256i)b));
 #endif
 #if defined(__SSE2__)
-    if constexpr (W == 4) return sum + (I)_mm_madd_epi16((__m128i)a, (__m128i)b);
+    if constexpr (W == 4) return (I)((U)sum + (U)_mm_madd_epi16((__m128i)a, (__m128i)b));
 #endif
-    return sum + ((I)(a << 16) >> 16) * ((I)(b << 16) >> 16) + ((I)a >> 16) * ((I)b >> 16);
+    return (I)((U)sum + (U)(((I)(a << 16) >> 16) * ((I)(b << 16) >> 16)) + (U)(((I)a >> 16) * ((I)b >> 16)));
   }
 };
 

@@ -18,6 +18,7 @@ int main() {
     test::test_write_latent(isa, checks);
     test::test_project(isa, checks);
     test::test_attention(isa, checks);
+    test::test_attention_codes(isa, checks);
     std::printf("%-9s %d comparisons, %d failed\n", isa.name, checks.done, checks.failed);
     failed += checks.failed;
   }

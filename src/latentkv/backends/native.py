@@ -33,6 +33,8 @@ VECTOR_PRICES = Prices(projection=1.3, latent=0.85)
 TILE_PRICES = Prices(projection=1.3, latent=0.4)
 TILE_ISA = "amx"
 TILE_COLUMNS = 32
+# Latents that matrix tiles multiply, and of how many columns at a time: of fp8 they have no kernel.
+TILE_LATENTS = {"bf16": 32, "int8": 64, "int6": 64, "int4": 64}
 QUERY_DTYPES = ("float32", "bfloat16")
 FORMATS = ("f32", "bf16", "f16")
 # Floats in a vector of any instruction set at most.
@@ -224,8 +226,11 @@ def padded_tokens(tokens: int, request: Request) -> int:
 
 
 def _prices(request: Request, isa: Isa) -> Prices:
-    whole = request.kv_lora_rank % TILE_COLUMNS == 0 and request.qk_rope_head_dim % TILE_COLUMNS == 0
-    return TILE_PRICES if isa.name == TILE_ISA and request.format == "bf16" and whole else VECTOR_PRICES
+    if isa.name != TILE_ISA or request.format not in TILE_LATENTS:
+        return VECTOR_PRICES
+    columns = TILE_LATENTS[request.format]
+    whole = request.kv_lora_rank % columns == 0 and request.qk_rope_head_dim % TILE_COLUMNS == 0
+    return TILE_PRICES if whole else VECTOR_PRICES
 
 
 def _form(request: Request, query_len: int, context_len: int, prices: Prices) -> str:

@@ -124,9 +124,13 @@ class WordReader {
 #if defined(__AVX2__)
     if constexpr (W == 8) return (I16)_mm256_mulhrs_epi16((__m256i)a, (__m256i)b);
 #endif
-    I16 product;
-    for (int i = 0; i < 2 * W; ++i) product[i] = static_cast<std::int16_t>((a[i] * b[i] + 0x4000) >> 15);
-    return product;
+    std::int16_t left[2 * W], right[2 * W];
+    __builtin_memcpy(left, &a, sizeof left);
+    __builtin_memcpy(right, &b, sizeof right);
+#pragma GCC unroll 1
+    for (int i = 0; i < 2 * W; ++i) left[i] = static_cast<std::int16_t>((left[i] * right[i] + 0x4000) >> 15);
+    __builtin_memcpy(&a, left, sizeof a);
+    return a;
   }
 
   static bool has_nan(const char* codes) {

@@ -38,14 +38,15 @@ inline Bytes64 code_bytes(CodeUnit unit) {
   const __m512i middle = _mm512_set1_epi8(Format == CodeFormat::int6 ? 63 : 15);
   return (Bytes64)_mm512_sub_epi8(_mm512_add_epi8(code, code), middle);
 #else
-  Bytes64 bytes;
+  char bytes[64];
+#pragma GCC unroll 1
   for (int i = 0; i < 64; ++i) {
     const auto both = static_cast<std::uint8_t>(unit.codes[i % 32]);
     int code = i < 32 ? both & 15 : both >> 4;
     if constexpr (Format == CodeFormat::int6) code |= (static_cast<std::uint8_t>(unit.high[i % 16]) >> i / 16 * 2 & 3) << 4;
-    bytes[i] = static_cast<std::int8_t>(2 * code - (Format == CodeFormat::int6 ? 63 : 15));
+    bytes[i] = static_cast<char>(2 * code - (Format == CodeFormat::int6 ? 63 : 15));
   }
-  return bytes;
+  return load_bytes(bytes);
 #endif
 }
 
@@ -60,11 +61,14 @@ inline void quads(const Bytes64 (&rows)[4], Words16 (&to)[4]) {
   to[2] = (Words16)_mm512_unpacklo_epi16(ab1, cd1);
   to[3] = (Words16)_mm512_unpackhi_epi16(ab1, cd1);
 #else
+  std::uint8_t from[4][64], words[64][4];
+  __builtin_memcpy(from, rows, sizeof from);
+#pragma GCC unroll 1
   for (int column = 0; column < 64; ++column) {
-    std::uint32_t word = 0;
-    for (int i = 0; i < 4; ++i) word |= static_cast<std::uint32_t>(static_cast<std::uint8_t>(rows[i][column])) << 8 * i;
-    to[column / 4 % 4][column / 16 * 4 + column % 4] = word;
+    const int place = column / 4 % 4 * 16 + column / 16 * 4 + column % 4;
+    for (int i = 0; i < 4; ++i) words[place][i] = from[i][column];
   }
+  __builtin_memcpy(to, words, sizeof words);
 #endif
 }
 

@@ -131,6 +131,7 @@ struct AttentionParams {
   const void* rows;
   DType row_dtype;  // u8: rows of codes
   RowCodes codes;
+  bool integer;  // rows of codes: whether queries and weights may be rounded to 16 bits where that is faster
   std::int64_t page_tokens, page_stride, row_stride;
   std::int64_t key_width, key_step, value_width, value_offset, value_step;
   const std::int32_t* page_table;

@@ -5,6 +5,7 @@
 // dot<C, A, B>:  C[i][j] += sum over k < 32 of A[i][k] * B[k][j], in float32
 //   A: 16 rows of 32 bf16;  C: 16 rows of 16 float32
 //   B: 16 rows of 16 pairs: (B[2r][j], B[2r + 1][j]) stands at row r, word j
+// dot_bytes: the same of 64 int8 in a row of A and four in a word of B; C is int32
 //
 // AMX takes subnormal bf16 for zero and returns zero for subnormal results (below 1.2e-38), whatever the thread's
 // rounding mode; NaN and infinity are kept.
@@ -67,6 +68,11 @@ class Tiles {
   [[gnu::always_inline]] void dot() {
     __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
   }
+
+  template <int C, int A, int B>
+  [[gnu::always_inline]] void dot_bytes() {
+    __asm__ volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
+  }
 };
 
 #else
@@ -108,6 +114,24 @@ class Tiles {
         sum = S::fma(odd, (F)((pair & 0xffff0000u) - U{}), sum);
       }
       S::store(reinterpret_cast<float*>(tiles_[C][i]), sum);
+    }
+  }
+
+  template <int C, int A, int B>
+  void dot_bytes() {
+    using I = Lanes<std::int32_t, 16>::type;
+    for (int i = 0; i < kTileRows; ++i) {
+      I sum;
+      __builtin_memcpy(&sum, tiles_[C][i], sizeof sum);
+      for (int k = 0; k < kTileRows; ++k) {
+        I words;
+        __builtin_memcpy(&words, tiles_[B][k], sizeof words);
+        for (int byte = 0; byte < 4; ++byte) {
+          const auto one = static_cast<std::int8_t>(tiles_[A][i][k] >> 8 * byte);
+          sum += ((I)((U)words << (24 - 8 * byte)) >> 24) * static_cast<std::int32_t>(one);
+        }
+      }
+      __builtin_memcpy(tiles_[C][i], &sum, sizeof sum);
     }
   }
 

@@ -17,7 +17,8 @@ float* slots_of(nb::handle object, std::int64_t floats) {
 
 void attention(const Isa& isa, nb::handle out, nb::handle lse, nb::handle a, nb::handle b, nb::handle rows,
                nb::handle page_table, nb::tuple plan, nb::tuple key, nb::tuple value, std::int64_t groups,
-               std::int64_t b_blocks, double scale, bool causal, int threads, nb::handle slot_memory, nb::object codes) {
+               std::int64_t b_blocks, double scale, bool causal, int threads, nb::handle slot_memory, nb::object codes,
+               bool integer) {
   const Array result = cube_of(out, "out");
   const Array pages = cube_of(rows, "rows", codes.is_none() ? kStored : kCodes);
   AttentionParams p{};
@@ -26,6 +27,7 @@ void attention(const Isa& isa, nb::handle out, nb::handle lse, nb::handle a, nb:
   p.b = query_part(b, "query's RoPE part", result);
   p.groups = groups;
   p.b_blocks = b_blocks;
+  p.integer = integer;
   p.key_width = nb::cast<std::int64_t>(key[0]);
   p.key_step = nb::cast<std::int64_t>(key[1]);
   p.value_offset = nb::cast<std::int64_t>(value[0]);
@@ -57,6 +59,7 @@ void bind_attention(nb::class_<Isa>& isa) {
           nb::arg("rows"), nb::arg("page_table"), nb::arg("plan"), nb::arg("key"), nb::arg("value"), nb::arg("groups"),
           nb::arg("b_blocks"), nb::arg("scale"), nb::arg("causal"), nb::arg("threads"),
           nb::arg("slots").none() = nb::none(), nb::arg("codes").none() = nb::none(),
+          nb::arg("integer") = true,
           "Attention over paged rows; see backends/native.py, which alone calls it.");
 }
 

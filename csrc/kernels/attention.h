@@ -36,6 +36,7 @@ class AttentionWorker {
       query_.pack(names_, item.row_count);
       walk();
     }
+    if constexpr (requires { chunk_.settle(own_, item.row_count); }) chunk_.settle(own_, item.row_count);
     if (item.store_slot >= 0) return own_.copy_to(slot(p_, item.store_slot), item.row_count);
     for (std::int64_t row = 0; row < item.row_count; ++row) finish_row<W>(p_, names_, own_, row);
   }
@@ -146,10 +147,8 @@ class AttentionWorker {
 };
 
 // Tiles for the items that fill them, vectors for the others: by an item's own rows, whatever else the batch holds.
+template <typename ByVectors, typename ByTiles>
 class TileOrVectorWorker {
-  using ByVectors = AttentionWorker<16, bf16, VectorEngine<16>>;
-  using ByTiles = AttentionWorker<16, bf16, TileEngine>;
-
  public:
   TileOrVectorWorker(const AttentionParams& p, float* memory)
       : vectors_(p, memory), tiles_(p, memory + ByVectors::floats(p)) {}
@@ -171,7 +170,13 @@ class TileOrVectorWorker {
 template <int W, typename Use>
 auto with_worker(const AttentionParams& p, Use use) {
   if constexpr (kHasTiles) {
-    if (TileChunk::suits(p)) return use.template operator()<TileOrVectorWorker>();
+    using OfBf16 = TileOrVectorWorker<AttentionWorker<16, bf16, VectorEngine<16>>, AttentionWorker<16, bf16, TileEngine>>;
+    using OfCodes = TileOrVectorWorker<AttentionWorker<16, Coded, CodeEngine<16>>, AttentionWorker<16, Coded, TileCodeEngine>>;
+    if (TileChunk::suits(p)) return use.template operator()<OfBf16>();
+    if (TileCodeChunk::suits(p)) return use.template operator()<OfCodes>();
+  }
+  if constexpr (Dot<W>::kPairs) {
+    if (CodeChunk<W>::suits(p)) return use.template operator()<AttentionWorker<W, Coded, CodeEngine<W>>>();
   }
   switch (p.row_dtype) {
     case DType::bf16: return use.template operator()<AttentionWorker<W, bf16, VectorEngine<W>>>();

@@ -28,9 +28,10 @@ class CodeReader {
   explicit CodeReader(const RowCodes& codes) : codes_(codes) {}
 
   // The scale of the group that element `first` belongs to.
-  float scale(const char* row, std::int64_t first) const {
+  float scale(const char* row, std::int64_t first) const { return scale_of(row, first / codes_.group); }
+
+  float scale_of(const char* row, std::int64_t group) const {
     const char* scales = row + codes_.scale_offset;
-    const std::int64_t group = first / codes_.group;
     if (codes_.short_scales) return widen(reinterpret_cast<const bf16*>(scales)[group]);
     float scale;
     __builtin_memcpy(&scale, scales + group * sizeof scale, sizeof scale);

@@ -2,7 +2,9 @@
 #pragma once
 
 #include "kernels/attention_chunk.h"
+#include "kernels/attention_code_chunk.h"
 #include "kernels/attention_tile_chunk.h"
+#include "kernels/attention_tile_code_chunk.h"
 
 namespace latentkv::LATENTKV_ISA {
 
@@ -14,10 +16,24 @@ struct VectorEngine {
   static constexpr float kSlack = 0.0f;
 };
 
+// Codes and queries as int16.
+template <int W>
+struct CodeEngine {
+  using Query = CodeQuery<W>;
+  using Chunk = CodeChunk<W>;
+  static constexpr float kSlack = 0.0f;
+};
+
 struct TileEngine {
   using Query = TileQuery;
   using Chunk = TileChunk;
   // Scores may exceed `top` by this: the sums, which lie in memory, then seldom need shrinking.
+  static constexpr float kSlack = 8.0f;
+};
+
+struct TileCodeEngine {
+  using Query = TileCodeQuery;
+  using Chunk = TileCodeChunk;
   static constexpr float kSlack = 8.0f;
 };
 

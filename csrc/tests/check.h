@@ -123,12 +123,12 @@ class Checks {
   // Every element, NaN where NaN is wanted: so nothing else was written either. Sums in float32 are off by 1e-5 at most
   // (tests/support/compare.py derives it); rounding to bfloat16 adds half a step, 2**-8 of the number or less,
   // and to float16 2**-11.
-  void close(const std::string& what, const Numbers& got, const std::vector<double>& want) {
+  void close(const std::string& what, const Numbers& got, const std::vector<double>& want, double within = 1e-5) {
     const double step = got.dtype() == DType::f32 ? 0.0 : got.dtype() == DType::bf16 ? 0x1p-8 : 0x1p-11;
     ++done;
     for (std::int64_t i = 0; i < got.size(); ++i) {
       const bool same = got[i] == want[i] || (std::isnan(got[i]) && std::isnan(want[i]));
-      if (same || std::abs(got[i] - want[i]) <= 1e-5 * std::fmax(1.0, std::abs(want[i])) + step * std::abs(want[i])) {
+      if (same || std::abs(got[i] - want[i]) <= within * std::fmax(1.0, std::abs(want[i])) + step * std::abs(want[i])) {
         continue;
       }
       ++failed;
@@ -147,5 +147,6 @@ void test_project(const Isa& isa, Checks& checks);
 void test_attention(const Isa& isa, Checks& checks);
 void test_head_form(const Isa& isa, Checks& checks);
 void test_linear(const Isa& isa, Checks& checks);
+void test_attention_codes(const Isa& isa, Checks& checks);
 
 }  // namespace latentkv::test

@@ -29,6 +29,7 @@ class Isa:
         threads: int,
         slots: Any | None = None,
         codes: tuple[str, int, int, int, int, int] | None = None,
+        integer: bool = True,
     ) -> None: ...
     def head_form(
         self,

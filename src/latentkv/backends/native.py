@@ -33,6 +33,8 @@ VECTOR_PRICES = Prices(projection=1.3, latent=0.85)
 TILE_PRICES = Prices(projection=1.3, latent=0.4)
 TILE_ISA = "amx"
 TILE_COLUMNS = 32
+# Latents that matrix tiles multiply, and of how many columns at a time: of fp8 they have no kernel.
+TILE_LATENTS = {"bf16": 32, "int8": 64, "int6": 64, "int4": 64}
 QUERY_DTYPES = ("float32", "bfloat16")
 FORMATS = ("f32", "bf16", "f16")
 # Floats in a vector of any instruction set at most.
@@ -56,9 +58,14 @@ class NativeBackend:
 
     name = "native"
 
-    def __init__(self, *, isa: str | None = None) -> None:
-        """`isa`: an instruction set; by default what LATENTKV_ISA forces, or else the best this CPU has."""
+    def __init__(self, *, isa: str | None = None, integer: bool = True) -> None:
+        """
+        isa:     an instruction set; by default what LATENTKV_ISA forces, or else the best this CPU has
+        integer: over rows of codes, whether queries and weights may be rounded to 16 bits where that is faster
+                 (docs/cache_formats.md tells the error)
+        """
         self.isa = isa
+        self.integer = integer
 
     def supports(self, request: Request) -> Support:
         """CPU, float32 or bfloat16 queries over rows of a known format, and the extension."""
@@ -101,7 +108,7 @@ class NativeBackend:
         """See `Backend.run`. Raises ShapeError for page ids outside the cache, StalePlanError for another's plan."""
         if not isinstance(plan, NativePlan):
             raise StalePlanError(f"plan: made by backend {plan.backend!r}. Make a new plan with the one that runs it.")
-        call = _Call(plan.isa, plan, request, cache, batch, scale, causal)
+        call = _Call(plan.isa, plan, request, cache, batch, scale, causal, self.integer)
         return Attended(*call.run(query, up), path=plan.path)
 
 
@@ -116,6 +123,7 @@ class _Call:
     batch: Batch
     scale: float
     causal: bool
+    integer: bool
 
     def run(self, query: Tensor, up: UpProjection | None) -> tuple[Tensor, Tensor]:
         """Output and LSE of all tokens."""
@@ -191,6 +199,7 @@ class _Call:
             self.causal,
             work.threads,
             codes=None if request.format in FORMATS else native_codes(self.cache.layout),
+            integer=self.integer,
         )
         if up is not None:
             expanded = torch.empty(rows, request.num_heads, request.v_head_dim, dtype=query.dtype)
@@ -217,8 +226,11 @@ def padded_tokens(tokens: int, request: Request) -> int:
 
 
 def _prices(request: Request, isa: Isa) -> Prices:
-    whole = request.kv_lora_rank % TILE_COLUMNS == 0 and request.qk_rope_head_dim % TILE_COLUMNS == 0
-    return TILE_PRICES if isa.name == TILE_ISA and request.format == "bf16" and whole else VECTOR_PRICES
+    if isa.name != TILE_ISA or request.format not in TILE_LATENTS:
+        return VECTOR_PRICES
+    columns = TILE_LATENTS[request.format]
+    whole = request.kv_lora_rank % columns == 0 and request.qk_rope_head_dim % TILE_COLUMNS == 0
+    return TILE_PRICES if whole else VECTOR_PRICES
 
 
 def _form(request: Request, query_len: int, context_len: int, prices: Prices) -> str:

@@ -12,6 +12,7 @@ from latentkv.attend import request_for
 from latentkv.backends.native import NativeBackend
 from latentkv.bench.kernel_cases import Case, Options
 from latentkv.cache.batch import Batch
+from latentkv.cache.codec import encode_rows
 from latentkv.cache.latent import LatentCache, LayerCache
 from latentkv.cache.layout import CacheLayout, mla_row
 from latentkv.ops.absorb import UpProjection
@@ -20,11 +21,18 @@ L, R, N, V, PAGE = 512, 64, 128, 128, 64
 SCALE = (N + R) ** -0.5
 
 
-def context(batch: int, tokens: int, new: int) -> tuple[LayerCache, Batch]:
+# Coded rows are compared with those of bf16 here.
+FORMAT_HEADS, FORMAT_TOKENS = (1, 2, 16, 64, 128), 16384
+CODED = ("int8", "int6", "int4", "fp8")
+
+
+def context(batch: int, tokens: int, new: int, format: str = "bf16") -> tuple[LayerCache, Batch]:
     """A cache of random rows whose pages are in random order, and a batch over it."""
     pages = -(-tokens // PAGE)
-    cache = LatentCache(CacheLayout(mla_row("bf16", kv_lora_rank=L, qk_rope_head_dim=R), 1, PAGE), pages * batch)
-    cache.storage.normal_()
+    cache = LatentCache(CacheLayout(mla_row(format, kv_lora_rank=L, qk_rope_head_dim=R), 1, PAGE), pages * batch)
+    rows = cache.layer(0).rows
+    parts = {"latent": torch.randn(PAGE, L), "rope": torch.randn(PAGE, R)}
+    rows.copy_(encode_rows(cache.layout.row, parts).expand(rows.shape))
     order = torch.randperm(pages * batch).view(batch, pages).tolist()
     lengths = {"query_lens": [new] * batch, "context_lens": [tokens] * batch}
     return cache.layer(0), Batch.build(**lengths, pages=order, page_tokens=PAGE)
@@ -35,9 +43,19 @@ def pairs(new: int, tokens: int) -> int:
     return new * tokens - new * (new - 1) // 2
 
 
-def decode(name: str, *, isa: str | None, heads: int, tokens: int, batch: int, threads: int, new: int) -> Case:
-    """Absorbed queries over bf16 rows."""
-    cache, where = context(batch, tokens, new)
+def decode(
+    name: str,
+    *,
+    isa: str | None,
+    heads: int,
+    tokens: int,
+    batch: int,
+    threads: int,
+    new: int = 1,
+    format: str = "bf16",
+) -> Case:
+    """Absorbed queries over rows of a format."""
+    cache, where = context(batch, tokens, new, format)
     query = torch.randn(batch * new, heads, L + R).bfloat16()
     backend = NativeBackend(isa=isa)
     request = request_for(query, cache, where)
@@ -48,7 +66,7 @@ def decode(name: str, *, isa: str | None, heads: int, tokens: int, batch: int, t
         return backend.run(plan, request, query, cache, where, scale=SCALE, causal=True, up=None)
 
     flops = 2.0 * batch * heads * pairs(new, tokens) * (2 * L + R)
-    return Case(name, call, threads, flops, batch * tokens * (L + R) * 2.0)
+    return Case(name, call, threads, flops, float(batch * tokens * cache.layout.row_bytes))
 
 
 def prefill(name: str, *, isa: str | None, heads: int, new: int, tokens: int, threads: int) -> Case:
@@ -95,6 +113,12 @@ def attention_cases(options: Options) -> list[Case]:
         several = f" new={new}" if new > 1 else ""
         name = f"decode H={heads} context={tokens} batch={batch}{several} threads={count}"
         makers[name] = partial(decode, isa=isa, heads=heads, tokens=tokens, batch=batch, threads=count, new=new)
+        if heads not in FORMAT_HEADS or (tokens, batch, count) != (FORMAT_TOKENS, 1, threads):
+            continue
+        # Right after bf16's, so that the machine's moods hit both.
+        for format in CODED:
+            same = partial(decode, isa=isa, heads=heads, tokens=tokens, batch=batch, threads=count, format=format)
+            makers[f"{name} {format}"] = same
     for new, tokens in ((2048, 2048), (8192, 8192), (512, 8192)):
         name = f"prefill head form H=16 new={new} context={tokens} threads={threads}"
         makers[name] = partial(prefill, isa=isa, heads=16, new=new, tokens=tokens, threads=threads)

@@ -1,0 +1,233 @@
+// Codes as int16 words, whose products with other words are exact. Layout: src/latentkv/cache/layout.py.
+//
+//   int8, int6, int4   word * scale is the element
+//   fp8                word * scale / 8 is the element, to nearest: 2**-4 of a scale off at most, 1.4e-4 of the largest element
+//
+// Numbers that are multiplied with them become words too, of 15 bits and a sign; with fp8, whose words are longer, of 13.
+// Then 64 products at most, summed in 32 bits, cannot overflow.
+#pragma once
+
+#include "dot.h"
+#include "kernels/attention_codes.h"
+#include "kernels/attention_rows.h"
+
+namespace latentkv::LATENTKV_ISA {
+
+constexpr std::int64_t kStripWords = kStrip / 2;  // in 32 bits two words
+
+// 64 codes of one row.
+struct CodeUnit {
+  const char* codes;
+  const char* high;  // the high bits of int6
+};
+
+template <int W>
+class WordReader {
+  using B = typename Lanes<std::uint8_t, 2 * W>::type;
+
+ public:
+  using I16 = typename Lanes<std::int16_t, 2 * W>::type;
+  using U16 = typename Lanes<std::uint16_t, 2 * W>::type;
+
+  explicit WordReader(const RowCodes& codes)
+      : codes_(codes),
+        is_whole_(codes.width % kCodeUnit == 0 || is_packed()),
+        high_(round_up(codes.width, kCodeUnit) / 2),
+        scales_(codes) {}
+
+  // `use` with the format as its template argument.
+  template <typename Use>
+  [[gnu::always_inline]] void with_format(Use use) const {
+    switch (codes_.format) {
+      case CodeFormat::int8: return use.template operator()<CodeFormat::int8>();
+      case CodeFormat::int6: return use.template operator()<CodeFormat::int6>();
+      case CodeFormat::int4: return use.template operator()<CodeFormat::int4>();
+      default: return use.template operator()<CodeFormat::fp8>();
+    }
+  }
+
+  // Codes from `first` on, a multiple of 64. What is not whole is copied: after its codes the row may end.
+  [[gnu::always_inline]] CodeUnit find(const char* row, std::int64_t first, char (&copied)[kCodeUnit]) const {
+    if (is_packed()) return {row + first / 2, row + high_ + first / 4};
+    if (is_whole_ || first + kCodeUnit <= codes_.width) return {row + first, nullptr};
+    __builtin_memset(copied, 0, kCodeUnit);
+    __builtin_memcpy(copied, row + first, codes_.width - first);
+    return {copied, nullptr};
+  }
+
+  // What the words of a unit are to be multiplied with, of that group of codes; NaN where a code is.
+  template <CodeFormat Format>
+  [[gnu::always_inline]] float scale(const char* row, std::int64_t group, CodeUnit unit) const {
+    const float scale = scales_.scale_of(row, group);
+    if constexpr (Format != CodeFormat::fp8) return scale;
+    return has_nan(unit.codes) ? __builtin_nanf("") : scale * (1.0f / 8.0f);
+  }
+
+  // As it stands in the row.
+  float stored_scale(const char* row, std::int64_t group) const { return scales_.scale_of(row, group); }
+
+  // Words i ... i + 2 * W - 1 of a unit, i a multiple of 2 * W.
+  template <CodeFormat Format>
+  [[gnu::always_inline]] static I16 words(CodeUnit unit, int i) {
+    if constexpr (Format == CodeFormat::int8) return signed_words(unit.codes + i);
+    if constexpr (Format == CodeFormat::fp8) return e4m3(unsigned_words(unit.codes + i));
+    const U16 both = unsigned_words(unit.codes + i % (kCodeUnit / 2));
+    U16 code = i < kCodeUnit / 2 ? both & 15 : both >> 4;
+    if constexpr (Format == CodeFormat::int6) code |= high_bits(unit.high, i) << 4;
+    return (I16)(code + code - (Format == CodeFormat::int6 ? 63 : 15));
+  }
+
+ private:
+  bool is_packed() const { return codes_.format == CodeFormat::int6 || codes_.format == CodeFormat::int4; }
+
+  // The high bits of a unit are 16 bytes: code i's are bits 2 * (i / 16) of byte i % 16.
+  [[gnu::always_inline]] static U16 high_bits(const char* from, int i) {
+    if constexpr (W == 16) {
+      char twice[32];
+      __builtin_memcpy(twice, from, 16);
+      __builtin_memcpy(twice + 16, from, 16);
+      U16 shifts;
+      for (int lane = 0; lane < 2 * W; ++lane) shifts[lane] = static_cast<std::uint16_t>((i + lane) / 16 * 2);
+      return unsigned_words(twice) >> shifts & 3;
+    }
+    return unsigned_words(from + i % 16) >> (i / 16 * 2) & 3;
+  }
+
+  // 8 times the number that the code stands for, to nearest: (8 + fraction) * 2**(exponent - 7), where exponents of 0 have no 8
+  // and count as 1.
+  static I16 e4m3(U16 code) {
+    const U16 exponent = code >> 3 & 15, is_normal = (U16)(exponent != 0);
+    const U16 size = ((code & 7) | (is_normal & 8)) << 9;
+    const I16 number = round_product((I16)size, (I16)power(exponent));
+    const I16 sign = (I16)(code << 8) >> 15;
+    return (number ^ sign) - sign;
+  }
+
+  // 2**(exponent - 1), of 0 as of 1.
+  static U16 power(U16 exponent) {
+#if defined(__AVX2__)
+    if constexpr (W == 8) {  // it has no shifts by words: the upper and the lower byte from tables, 0 where an index has its sign
+      const auto low = _mm256_broadcastsi128_si256(_mm_setr_epi8(1, 1, 2, 4, 8, 16, 32, 64, -128, 0, 0, 0, 0, 0, 0, 0));
+      const auto high = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 4, 8, 16, 32, 64));
+      return (U16)_mm256_shuffle_epi8(low, (__m256i)(exponent | 0x8000)) |
+             (U16)_mm256_shuffle_epi8(high, (__m256i)(exponent << 8 | 0x80));
+    }
+#endif
+    return (U16{} + 1) << (exponent - ((U16)(exponent != 0) & 1));
+  }
+
+  // a * b / 2**15, to nearest.
+  static I16 round_product(I16 a, I16 b) {
+#if defined(__AVX512BW__)
+    if constexpr (W == 16) return (I16)_mm512_mulhrs_epi16((__m512i)a, (__m512i)b);
+#endif
+#if defined(__AVX2__)
+    if constexpr (W == 8) return (I16)_mm256_mulhrs_epi16((__m256i)a, (__m256i)b);
+#endif
+    std::int16_t left[2 * W], right[2 * W];
+    __builtin_memcpy(left, &a, sizeof left);
+    __builtin_memcpy(right, &b, sizeof right);
+#pragma GCC unroll 1
+    for (int i = 0; i < 2 * W; ++i) left[i] = static_cast<std::int16_t>((left[i] * right[i] + 0x4000) >> 15);
+    __builtin_memcpy(&a, left, sizeof a);
+    return a;
+  }
+
+  static bool has_nan(const char* codes) {
+    B found{};
+    for (int i = 0; i < kCodeUnit; i += 2 * W) {
+      B some;
+      __builtin_memcpy(&some, codes + i, sizeof some);
+      found |= (B)((some & 0x7f) == 0x7f);
+    }
+    std::uint64_t words[sizeof found / 8], any = 0;
+    __builtin_memcpy(words, &found, sizeof found);
+    for (const std::uint64_t word : words) any |= word;
+    return any != 0;
+  }
+
+  static I16 signed_words(const char* from) {
+    typename Lanes<std::int8_t, 2 * W>::type narrow;
+    __builtin_memcpy(&narrow, from, sizeof narrow);
+#if defined(__AVX512BW__)
+    if constexpr (W == 16) return (I16)_mm512_cvtepi8_epi16((__m256i)narrow);
+#endif
+#if defined(__AVX2__)
+    if constexpr (W == 8) return (I16)_mm256_cvtepi8_epi16((__m128i)narrow);
+#endif
+    return __builtin_convertvector(narrow, I16);
+  }
+
+  static U16 unsigned_words(const char* from) {
+    B narrow;
+    __builtin_memcpy(&narrow, from, sizeof narrow);
+#if defined(__AVX512BW__)
+    if constexpr (W == 16) return (U16)_mm512_cvtepu8_epi16((__m256i)narrow);
+#endif
+#if defined(__AVX2__)
+    if constexpr (W == 8) return (U16)_mm256_cvtepu8_epi16((__m128i)narrow);
+#endif
+    return __builtin_convertvector(narrow, U16);
+  }
+
+  const RowCodes& codes_;
+  const bool is_whole_;
+  const std::int64_t high_;
+  const CodeReader<W> scales_;
+};
+
+// Largest word of the numbers that are multiplied with codes.
+inline float most_word(const RowCodes& codes) { return codes.format == CodeFormat::fp8 ? 8191.0f : 32767.0f; }
+
+// Numbers as words, in units that make the largest `most`.
+template <int W>
+class WordUnit {
+  using S = Simd<W>;
+  using F = typename S::F;
+  using U = typename S::U;
+  using I = typename Dot<W>::I;
+
+ public:
+  // The largest of `of(0)`, ... `of(count - 1)`, vectors of W numbers, in each lane.
+  template <typename Of>
+  WordUnit(float most, std::int64_t count, Of of) {
+    I largest{};  // bits of numbers without their signs are in the numbers' order, infinities and NaN above all
+    for (std::int64_t i = 0; i < count; ++i) {
+      const I size = (I)((U)of(i) & 0x7fffffffu);
+      largest = size > largest ? size : largest;
+    }
+    find(largest, most);
+  }
+
+  // The largest of all lanes in every one.
+  void unite(float most) {
+    I largest = largest_;
+    for (int i = 0; i < W; ++i) {
+      const std::int32_t one = largest_[i];
+      const I all = one - I{};
+      largest = all > largest ? all : largest;
+    }
+    find(largest, most);
+  }
+
+  F unit() const { return unit_; }
+
+  // Two words in each lane. Adding 1.5 * 2**23 leaves the rounded number in the low bits of the sum.
+  [[gnu::always_inline]] U words(F low, F high) const {
+    const F round = S::broadcast(12582912.0f);
+    return ((U)S::fma(low, inverse_, round) & 0xffffu) | (U)S::fma(high, inverse_, round) << 16;
+  }
+
+ private:
+  // What is not finite makes the unit NaN.
+  void find(I largest, float most) {
+    largest_ = largest;
+    unit_ = (F)largest * S::broadcast(1.0f / most) + ((F)largest - (F)largest);
+    inverse_ = unit_ < S::broadcast(__FLT_MIN__) ? S::zero() : S::broadcast(1.0f) / unit_;
+  }
+
+  I largest_;
+  F unit_, inverse_;
+};
+
+}  // namespace latentkv::LATENTKV_ISA

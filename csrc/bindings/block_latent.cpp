@@ -176,7 +176,7 @@ class LatentBlock final : public Block {
     p.out = at.absorbed;
     p.out_dtype = DType::f32;
     set_adjacent_out(p);
-    run_project(step.isa, &Kernels::project_columns, p, memory.scratch);
+    run_project_columns(step.isa, p, memory.scratch);
   }
 
   void expand(const BlockStep& step, BlockMemory& memory, const LatentPlaces& at) const {
@@ -188,7 +188,7 @@ class LatentBlock final : public Block {
     p.out = at.expanded;
     p.out_dtype = step.hidden.dtype;
     set_adjacent_out(p);
-    run_project(step.isa, &Kernels::project_rows, p, memory.scratch);
+    run_project_rows(step.isa, p, memory.scratch);
   }
 
   ProjectParams projection(const BlockStep& step, const Array& w) const {

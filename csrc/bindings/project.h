@@ -6,8 +6,9 @@
 
 namespace latentkv {
 
-using ProjectKernel = void (*Kernels::*)(const ProjectParams&);
+void run_project_columns(const Isa& isa, ProjectParams& p, Buffer& scratch);
 
-void run_project(const Isa& isa, ProjectKernel kernel, ProjectParams& p, Buffer& scratch);
+// For a few tokens, whose weights' reading is what it costs, every head is a linear map of its own.
+void run_project_rows(const Isa& isa, ProjectParams& p, Buffer& scratch);
 
 }  // namespace latentkv

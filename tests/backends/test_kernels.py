@@ -56,18 +56,6 @@ def test_rms_norm_is_exact_to_its_dtype(name: str, dtype: torch.dtype, weight_dt
 
 
 @every_kernels
-@pytest.mark.parametrize("dtype", FLOATS)
-def test_add_rms_norm_returns_the_rounded_sum_and_its_norm(name: str, dtype: torch.dtype) -> None:
-    kernels = choose_kernels(name)
-    for n in WIDTHS:
-        x, residual, weight = strided(ROWS, n, dtype), strided(ROWS, n, dtype, seed=1), strided(1, n, dtype, seed=2)[0]
-        normed, total = kernels.add_rms_norm(x, residual, weight, eps=EPS)
-        assert_close(total, x + residual, tolerance="exact")
-        assert_close(normed, exact_norm(total, weight, EPS), tolerance=NAMES[dtype])
-    assert not kernels.fallbacks
-
-
-@every_kernels
 @pytest.mark.parametrize("shape", [(0, 8), (5, 0), (2, 3, 24), (2, 0, 8), (1, 1, 7), (24,)])
 def test_rms_norm_takes_any_leading_dimensions(name: str, shape: tuple[int, ...]) -> None:
     x, weight = torch.randn(shape), torch.randn(shape[-1])
@@ -103,12 +91,11 @@ def test_rms_norm_passes_infinity_and_nan_through_their_own_row_only(name: str, 
 @every_isa
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_two_threads_compute_what_one_does(isa: str, dtype: torch.dtype, two_threads: None) -> None:
-    x, residual, weight = torch.randn(301, 577).to(dtype), torch.randn(301, 577).to(dtype), torch.randn(577)
+    x, weight = torch.randn(301, 577).to(dtype), torch.randn(577)
     kernels = native_kernels(isa)
-    normed, total = kernels.add_rms_norm(x, residual, weight, eps=EPS)
+    got = kernels.rms_norm(x, weight, eps=EPS)
     torch.set_num_threads(1)
-    for got, want in zip((normed, total), kernels.add_rms_norm(x, residual, weight, eps=EPS), strict=True):
-        assert_close(got, want, tolerance="exact")
+    assert_close(got, kernels.rms_norm(x, weight, eps=EPS), tolerance="exact")
 
 
 def test_instruction_sets_of_one_width_give_the_same_bits_and_others_do_not() -> None:
@@ -245,16 +232,11 @@ def test_what_kernels_cannot_take_goes_to_the_reference_and_is_counted() -> None
     ]
 
 
-def test_fallbacks_of_the_other_ops_are_counted_too() -> None:
+def test_fallbacks_of_writing_rows_are_counted_too() -> None:
     kernels, layer = choose_kernels("native"), poisoned_layer("f32")
-    x = torch.randn(2, 8)
-    normed, total = kernels.add_rms_norm(x, x.bfloat16(), torch.ones(8), eps=EPS)
-    assert_close(total, x + x.bfloat16(), tolerance="exact")
-    assert_close(normed, exact_norm(total, torch.ones(8), EPS), tolerance="float32")
     kernels.write_rows(layer, torch.arange(2), {"latent": torch.ones(2, 37).half(), "rope": torch.ones(2, 6)})
     assert layer.rows.view(20, 43)[:2].eq(1).all()
     assert fallen_back(kernels) == [
-        "add_rms_norm: residual: dtype differs from x",
         "write_rows: part: no native kernel for this dtype",
     ]
 
@@ -279,8 +261,6 @@ def test_shapes_that_do_not_fit_are_refused(isa: str) -> None:
     kernels = native_kernels(isa)
     with pytest.raises(ShapeError, match="weight: expected 8, got 7"):
         kernels.rms_norm(torch.randn(2, 8), torch.ones(7), eps=EPS)
-    with pytest.raises(ShapeError, match="residual: expected the shape of x"):
-        kernels.add_rms_norm(torch.randn(2, 8), torch.randn(3, 8), torch.ones(8), eps=EPS)
     parts = {"latent": torch.zeros(2, 37), "rope": torch.zeros(2, 6)}
     with pytest.raises(ShapeError, match="rows of a part: expected 3, got 2"):
         kernels.write_rows(poisoned_layer("f32"), torch.arange(3), parts)

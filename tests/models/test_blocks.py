@@ -11,15 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentkv.backends.isa import available_isas
+from latentkv.backends.guard import Guard
+from latentkv.backends.isa import active_isa, available_isas
 from latentkv.backends.kernels import Kernels, native_kernels
-from latentkv.backends.native_blocks import MOST_TOKENS
+from latentkv.backends.native_blocks import MOST_TOKENS, NativeBlocks
 from latentkv.cache.batch import Batch
 from latentkv.cache.latent import LatentCache
 from latentkv.cache.layout import FORMATS, layout_for
 from latentkv.errors import ShapeError
-from latentkv.models.load import load_model
+from latentkv.models.load import Attention, load_model
 from latentkv.models.model import Model
+from support.compare import Tolerance, assert_close
 from support.hostile import poison
 from support.tiny_models import FAMILIES, VOCAB, Family, save_model
 
@@ -44,8 +46,11 @@ def threads() -> Iterator[None]:
 
 def load(family: Family, folder: Path, **options: Any) -> Model:
     save_model(family, folder)
-    attention = "mla" if "kv_lora_rank" in family.fields else "gqa"
-    return load_model(folder, attention=attention, **options).model
+    return load_model(folder, attention=attention_of(family), **options).model
+
+
+def attention_of(family: Family) -> Attention:
+    return "mla" if "kv_lora_rank" in family.fields else "gqa"
 
 
 def forbidden(*_: object, **__: object) -> Any:
@@ -99,9 +104,10 @@ def assert_same(model: Model, format: str, **execution: Any) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_every_family(family: Family, dtype: str, tmp_path: Path) -> None:
-    assert_same(load(family, tmp_path, dtype=dtype), "bf16" if dtype == "bfloat16" else "f32")
+def test_every_family(family: Family, tmp_path: Path) -> None:
+    save_model(family, tmp_path)
+    for dtype, format in (("float32", "f32"), ("bfloat16", "bf16")):
+        assert_same(load_model(tmp_path, attention=attention_of(family), dtype=dtype).model, format)
 
 
 @pytest.fixture(scope="module")
@@ -212,3 +218,36 @@ def test_sums_that_are_not_finite_are_computed_again_op_by_op(tmp_path: Path) ->
     assert bool(results[0][0].isnan().all())
     assert torch.equal(results[0][0].isnan(), results[1][0].isnan())
     assert torch.equal(results[0][1], results[1][1])
+
+
+def test_under_a_guard_blocks_run_and_say_so(tmp_path: Path) -> None:
+    model = load(MLA, tmp_path, dtype="float32")
+    guard = Guard()
+    model.execution = replace(model.execution, kernels=only_blocks(native_kernels()), form="latent", guard=guard)
+    cache = new_cache(model, "f32")
+    step(model, cache, make_batch([(5, 5)]))
+    step(model, cache, make_batch([(1, 6)]))
+    guard.begin(make_batch([]))
+    assert guard.state().paths == {f"native:{active_isa()}:latent": 2}
+    assert not guard.state().failures
+
+
+def test_blocks_that_raise_under_a_guard_are_replaced_in_the_same_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(MLA, tmp_path, dtype="float32")
+    model.execution = replace(model.execution, kernels=native_kernels(), form="latent")
+    want = step(model, new_cache(model, "f32"), make_batch([(5, 5)]))
+
+    def broken(*_: object, **__: object) -> int:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(NativeBlocks, "run", broken)
+    with pytest.raises(RuntimeError, match="broken"):
+        step(model, new_cache(model, "f32"), make_batch([(5, 5)]))
+    guard = Guard()
+    model.execution = replace(model.execution, guard=guard)
+    got = step(model, new_cache(model, "f32"), make_batch([(5, 5)]))
+    assert_close(got, want, tolerance=Tolerance(torch.float32, of_max=1e-5))
+    assert guard.state().failures == {("native", "RuntimeError"): 1}
+    assert guard.state().replaced == {("native", "portable"): 1}

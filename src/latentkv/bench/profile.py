@@ -1,9 +1,9 @@
 """Where the time of a decode step goes, measured while the engine runs.
 
 The native module is replaced by one whose functions are timed before they do their work, so that a kernel's time is
-that of its C++ alone; native blocks say themselves how long their parts took. Embedding, angles and sampling, which are torch's operations, are timed as a whole. What no timer
-covers is Python: engine, scheduler, layers, and the arguments of every call. Each timer adds about half a microsecond
-to what it does not cover.
+that of its C++ alone; native blocks say themselves how long their parts took. Embedding, angles and sampling, which are
+torch's operations, are timed as a whole. What no timer covers is Python: engine, scheduler, layers, and the arguments
+of every call. Each timer adds about half a microsecond to what it does not cover.
 """
 
 from __future__ import annotations

@@ -186,8 +186,12 @@ class Model:
         step = self.execution.begin(batch, self.config.rope.angles(batch.positions))
         hidden = _scaled(self._embed(token_ids), self.config.embedding_scale)
         hidden = self._through_layers(hidden, step, cache)
-        wanted = self.execution.kernels.rms_norm(hidden[logit_rows], self.final_norm, eps=self.config.rms_norm_eps)
-        (logits,) = self.execution.kernels.linear_stack(_scaled(wanted, self.config.logit_scale), (self.head,))
+        (logits,) = self.execution.kernels.linear_stack(
+            hidden[logit_rows],
+            (self.head,),
+            norm=InputNorm(self.final_norm, self.config.rms_norm_eps),
+            factor=self.config.logit_scale,
+        )
         return logits.float()
 
     def _through_layers(self, hidden: Tensor, step: Step, cache: LatentCache) -> Tensor:

@@ -16,14 +16,3 @@ def rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
     wide = x.float()
     inverse = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
     return (wide * inverse * weight.float()).to(x.dtype)
-
-
-def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, *, eps: float) -> tuple[Tensor, Tensor]:
-    """`(rms_norm(x + residual), x + residual)`: a block's residual sum and the next block's normed input.
-
-    x, residual: [..., n] float32 | bfloat16, of one dtype and shape; read only
-    weight:      [n] any float dtype
-    Returns two [..., n] in x's dtype. The sum is rounded to it before it is normed.
-    """
-    total = x + residual
-    return rms_norm(total, weight, eps=eps), total

@@ -97,10 +97,10 @@ def serve(*, model: str | None, **options: Any) -> None:
     settings = _server_options(model, options)
     from latentkv.server import logs, run
 
-    logs.configure(json=options["log_json"], level=options["log_level"])
     guard = make_guard(options)
     listening = run.listen(options["host"], options["port"])
     url = _url(options["host"], listening)
+    logs.configure(json=options["log_json"], level=options["log_level"])
     click.echo(f"latentkv: loading {settings.model_names[0]}; listening on {url}", err=True)
     run.run(
         lambda: _load(model, options, guard),

@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from types import FrameType
 
 import uvicorn
@@ -118,9 +119,11 @@ def listen(host: str, port: int) -> socket.socket:
     """A socket bound to an address; port 0 takes a free one. Raises OSError with the address in its message."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family, kind, protocol)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
+        with ExitStack() as cleanup:
+            listening = cleanup.enter_context(socket.socket(family, kind, protocol))
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+            cleanup.pop_all()
     except OSError as error:
         raise OSError(f"{host}:{port}: the server cannot listen there: {error.strerror or error}.") from None
     return listening

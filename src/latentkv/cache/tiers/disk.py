@@ -131,8 +131,10 @@ class DiskTier:
         self.damaged_pages += len(allowed) - len(held)
         self._file.truncate(self._num_slots)
         self._books = SlotBooks(self._num_slots)
-        self._books.restore((entry.page.digest, entry.slot) for entry in held)
-        self._records = {entry.page.digest: entry.page for entry in held}
+        # A damaged index may list a slot twice.
+        by_slot = {entry.slot: entry.page for entry in held}
+        self._books.restore((page.digest, slot) for slot, page in by_slot.items())
+        self._records = {page.digest: page for page in by_slot.values()}
 
     def _write(self, slot: int, page: SavedPage) -> None:
         """Runs in the writer's thread. Until its last line the journal claims nothing about the slot."""

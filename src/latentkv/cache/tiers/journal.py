@@ -62,7 +62,7 @@ class Journal:
 
     def entries(self) -> list[Entry]:
         """All pages, the longest unused first. Raises one of DAMAGED for a damaged database."""
-        (verdict,) = self._database.execute("PRAGMA quick_check(1)").fetchone()
+        (verdict,) = self._database.execute("PRAGMA integrity_check(1)").fetchone()
         if verdict != "ok":
             raise sqlite3.DatabaseError(verdict)
         rows = self._database.execute("SELECT slot, digest, token_ids, checksum FROM pages ORDER BY rank")

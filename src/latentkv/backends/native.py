@@ -28,9 +28,11 @@ from latentkv.ops.absorb import UpProjection
 if TYPE_CHECKING:
     from latentkv._native import Isa
 
-# From benchmarks/bench_forms.py: on vectors of any width, and where the latent form runs on matrix tiles.
-VECTOR_PRICES = Prices(projection=1.3, latent=0.85)
-TILE_PRICES = Prices(projection=1.3, latent=0.4)
+# From benchmarks/bench_forms.py: on vectors of any width, where both forms run on matrix tiles, and where only the
+# latent form does.
+VECTOR_PRICES = Prices(projection=1.3, expansion=1.3, latent=0.85)
+TILE_PRICES = Prices(projection=2.8, expansion=0.4, latent=0.65)
+LATENT_TILE_PRICES = Prices(projection=1.3, expansion=1.3, latent=0.4)
 TILE_ISA = "amx"
 TILE_COLUMNS = 32
 QUERY_DTYPES = ("float32", "bfloat16")
@@ -217,8 +219,11 @@ def padded_tokens(tokens: int, request: Request) -> int:
 
 
 def _prices(request: Request, isa: Isa) -> Prices:
-    whole = request.kv_lora_rank % TILE_COLUMNS == 0 and request.qk_rope_head_dim % TILE_COLUMNS == 0
-    return TILE_PRICES if isa.name == TILE_ISA and request.format == "bf16" and whole else VECTOR_PRICES
+    latent = (request.kv_lora_rank, request.qk_rope_head_dim)
+    if isa.name != TILE_ISA or request.format != "bf16" or any(width % TILE_COLUMNS for width in latent):
+        return VECTOR_PRICES
+    head = (request.qk_nope_head_dim, request.qk_rope_head_dim // request.rope_groups, request.v_head_dim)
+    return LATENT_TILE_PRICES if any(width % TILE_COLUMNS for width in head) else TILE_PRICES
 
 
 def _form(request: Request, query_len: int, context_len: int, prices: Prices) -> str:

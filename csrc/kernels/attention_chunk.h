@@ -59,7 +59,8 @@ class Chunk {
   }
 
   static int tokens_of(const Panel& panel) {
-    return panel.vectors == 2 ? Tile<W>::pair_tokens : panel.vectors == 1 ? Tile<W>::single_tokens : kNarrowTokens;
+    if (panel.vectors > 0) return panel.vectors == 2 ? Tile<W>::pair_tokens : Tile<W>::single_tokens;
+    return panel.rows == 1 ? kSingleTokens : kNarrowTokens;
   }
 
   // Strip by strip through one small buffer: a whole widened chunk would be written to the second-level cache and read
@@ -124,9 +125,10 @@ class Chunk {
   template <int Rows, typename T>
   void dot_narrow_rows(const Panel& panel, std::int64_t stride, const T* const* keys, std::int64_t count,
                        Ahead& ahead) const {
-    for (std::int64_t t = 0; t < count; t += kNarrowTokens) {
+    constexpr int tokens = Rows == 1 ? kSingleTokens : kNarrowTokens;
+    for (std::int64_t t = 0; t < count; t += tokens) {
       float* scores = scores_ + t * kRows + panel.first_row;
-      dot_direct<W, kNarrowTokens, Rows, T>(panel.q, stride, keys + t, panel.ranges[0], scores, ahead);
+      dot_direct<W, tokens, Rows, T>(panel.q, stride, keys + t, panel.ranges[0], scores, ahead);
     }
   }
 

@@ -14,7 +14,8 @@ constexpr std::int64_t kChunk = 48;  // context tokens: a multiple of every tile
 constexpr std::int64_t kRows = 64;   // pairs of a new token and a head
 constexpr std::int64_t kMostTokens = 64;  // of any chunk
 
-constexpr int kNarrowTokens = 4;
+// Tokens at once against few rows, and against one, whose sums would wait for each other if there were fewer.
+constexpr int kNarrowTokens = 4, kSingleTokens = 6;
 
 // Columns [from, to).
 struct Range {
@@ -109,13 +110,15 @@ void dot_direct(const float* q, std::int64_t q_stride, const T* const* keys, Ran
                 Ahead& ahead) {
   using S = Simd<W>;
   typename S::F sum[Tokens][Rows] = {};
+  const T* key[Tokens];
+  for (int t = 0; t < Tokens; ++t) key[t] = keys[t];
   for (std::int64_t d = range.from; d < range.to;) {
     const std::int64_t stop = d + kStrip < range.to ? d + kStrip : range.to;
     for (; d < stop; d += 2 * W) {
 #pragma GCC unroll 32
       for (int t = 0; t < Tokens; ++t) {
         typename S::F a, b;
-        load_two<W>(keys[t] + d, a, b);
+        load_two<W>(key[t] + d, a, b);
 #pragma GCC unroll 32
         for (int r = 0; r < Rows; ++r) {
           sum[t][r] = S::fma(a, S::load(q + r * q_stride + d), sum[t][r]);

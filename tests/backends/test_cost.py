@@ -55,8 +55,8 @@ def test_dear_projections_favour_the_form_that_has_fewer_of_them():
     """At 320 of 4096 tokens, expanding the context costs most: counted double it turns the choice."""
     sizes = {"query_len": 320, "context_len": 4096}
     assert cheaper_form(DEEPSEEK_V3, **sizes) == "head"
-    assert cheaper_form(DEEPSEEK_V3, **sizes, prices=Prices(projection=2.2)) == "latent"
-    plain, dear = (head_cost(DEEPSEEK_V3, **sizes, prices=Prices(projection=factor)) for factor in (1.0, 2.0))
+    assert cheaper_form(DEEPSEEK_V3, **sizes, prices=Prices(projection=2.2, expansion=2.2)) == "latent"
+    plain, dear = (head_cost(DEEPSEEK_V3, **sizes, prices=Prices(expansion=factor)) for factor in (1.0, 2.0))
     assert dear - plain == 2 * 128 * 4096 * (128 + 128) * 512
 
 

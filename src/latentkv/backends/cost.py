@@ -11,11 +11,13 @@ from latentkv.backends.base import Request
 class Prices:
     """What an operation takes on the backend that is to run it, compared with one of attention over expanded heads.
 
-    projection: one of the up-projections
+    projection: one of the up-projections of queries and outputs (absorption)
+    expansion:  one of the up-projections of the context
     latent:     one of attention over latents
     """
 
     projection: float = 1.0
+    expansion: float = 1.0
     latent: float = 1.0
 
 
@@ -38,7 +40,7 @@ def head_cost(request: Request, *, query_len: int, context_len: int, prices: Pri
     """Head form: expand the whole context to keys and values, then ordinary attention of width N + R and V."""
     expand = context_len * (request.qk_nope_head_dim + request.v_head_dim) * request.kv_lora_rank
     pair = request.qk_nope_head_dim + request.qk_rope_head_dim // request.rope_groups + request.v_head_dim
-    return 2.0 * request.num_heads * (expand * prices.projection + _pairs(query_len, context_len) * pair)
+    return 2.0 * request.num_heads * (expand * prices.expansion + _pairs(query_len, context_len) * pair)
 
 
 def cheaper_form(request: Request, *, query_len: int, context_len: int, prices: Prices = PLAIN) -> str:

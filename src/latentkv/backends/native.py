@@ -28,9 +28,11 @@ from latentkv.ops.absorb import UpProjection
 if TYPE_CHECKING:
     from latentkv._native import Isa
 
-# From benchmarks/bench_forms.py: on vectors of any width, and where the latent form runs on matrix tiles.
-VECTOR_PRICES = Prices(projection=1.3, latent=0.85)
-TILE_PRICES = Prices(projection=1.3, latent=0.4)
+# From benchmarks/bench_forms.py: on vectors of any width, where both forms run on matrix tiles, and where only the
+# latent form does.
+VECTOR_PRICES = Prices(projection=1.3, expansion=1.3, latent=0.85)
+TILE_PRICES = Prices(projection=2.8, expansion=0.4, latent=0.65)
+LATENT_TILE_PRICES = Prices(projection=1.3, expansion=1.3, latent=0.4)
 TILE_ISA = "amx"
 TILE_COLUMNS = 32
 # Latents that matrix tiles multiply, and of how many columns at a time: of fp8 they have no kernel.
@@ -226,11 +228,12 @@ def padded_tokens(tokens: int, request: Request) -> int:
 
 
 def _prices(request: Request, isa: Isa) -> Prices:
-    if isa.name != TILE_ISA or request.format not in TILE_LATENTS:
+    columns = TILE_LATENTS.get(request.format)
+    if isa.name != TILE_ISA or columns is None or request.kv_lora_rank % columns or request.qk_rope_head_dim % TILE_COLUMNS:
         return VECTOR_PRICES
-    columns = TILE_LATENTS[request.format]
-    whole = request.kv_lora_rank % columns == 0 and request.qk_rope_head_dim % TILE_COLUMNS == 0
-    return TILE_PRICES if whole else VECTOR_PRICES
+    head = (request.qk_nope_head_dim, request.qk_rope_head_dim // request.rope_groups, request.v_head_dim)
+    expanded = request.format == "bf16" and not any(width % TILE_COLUMNS for width in head)
+    return TILE_PRICES if expanded else LATENT_TILE_PRICES
 
 
 def _form(request: Request, query_len: int, context_len: int, prices: Prices) -> str:

@@ -24,7 +24,7 @@ from latentkv.bench.offline import Traffic, cache_tokens_for, run_pile
 MIB = 2**20
 AMPLE_BYTES = 512 * MIB
 SHORT = Traffic(requests=48, prompt_tokens=128, output_tokens=64)
-LONG = Traffic(requests=14, prompt_tokens=1024, output_tokens=128)
+LONG = Traffic(requests=12, prompt_tokens=1024, output_tokens=96)
 CASES = {
     "short tight": (SHORT, 8 * MIB),
     "long tight": (LONG, 32 * MIB),

@@ -13,6 +13,7 @@ import torch
 
 from latentkv.backends.guard import Guard
 from latentkv.backends.kernels import choose_kernels
+from latentkv.backends.spare_kernels import with_spare
 from latentkv.errors import OptionError, sentence
 from latentkv.geometry import AttentionGeometry, Geometry, from_config
 from latentkv.models.config import ModelConfig
@@ -104,7 +105,8 @@ def load_model(
                it is, and is an error for a checkpoint that has latents already
     backend:   attention backend by name, or "auto"
     deterministic: of attention alone, see `attend`; the linear layers' sums are torch's
-    guard:     chooses the attention backend step by step, in place of `backend`, and replaces one that fails
+    guard:     chooses the attention backend step by step, in place of `backend`, and replaces one that fails; other
+               native kernels that raise are replaced by their references then
     memory_bytes: what the weights that are copied may take at most, "available" (what is free now), or "unlimited".
                Weights used as they lie in the file need not fit: they are mapped, and one line in the log says so
     progress:  called with (layers read, layers in all)
@@ -114,6 +116,8 @@ def load_model(
     """
     _check_options(attention, weights, activations, memory_bytes)
     kernels = choose_kernels(integer=activations == "auto")
+    if guard is not None:
+        kernels = with_spare(kernels)
     checkpoint = open_checkpoint(model)
     original = from_config(checkpoint.config)
     config, source = checkpoint.config, checkpoint.source

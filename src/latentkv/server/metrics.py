@@ -72,7 +72,9 @@ class Metrics:
         if job.first_token is None:
             self._first_token.observe(now - job.submitted)
         elif job.last_token is not None:
-            self._next_token.observe(now - job.last_token)
+            # A step may give several tokens: each took its share of the time.
+            for _ in output.token_ids:
+                self._next_token.observe((now - job.last_token) / len(output.token_ids))
         if output.finish_reason is not None:
             self._requests.labels(output.finish_reason).inc()
             self._whole.observe(now - job.submitted)

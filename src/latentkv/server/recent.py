@@ -55,7 +55,8 @@ class Recent:
             if job.last_token is None:
                 self._latencies["time_to_first_token"].append(now - job.submitted)
             else:
-                self._latencies["inter_token"].append(now - job.last_token)
+                gap = (now - job.last_token) / max(1, len(output.token_ids))
+                self._latencies["inter_token"].extend([gap] * len(output.token_ids))
             if output.finished:
                 self._latencies["request"].append(now - job.submitted)
 

@@ -26,16 +26,14 @@ struct Matrix {
   std::int64_t stride;
 };
 
-// out = rms_norm(x) * weight; with a residual: sum = x + residual (rounded to x's dtype), out = rms_norm(sum) * weight.
-// x, residual, out and sum have one dtype and one shape [rows, n]; weight is [n] adjacent elements of its own dtype.
+// out = rms_norm(x) * weight. x and out have one dtype and one shape [rows, n]; weight is [n] adjacent elements of its own
+// dtype.
 struct RmsNormParams {
   Matrix x;
-  Matrix residual;  // data or null
   const void* weight;
   DType weight_dtype;
   float eps;
   Matrix out;
-  Matrix sum;  // data or null, together with residual
 };
 
 // cache row slots[t] = the t-th rows of all parts side by side, converted to the cache's dtype.
@@ -180,7 +178,7 @@ struct LinearJob {
   const LinearWeight* weight;
   const LinearWeight* gate;  // or null
   Matrix out;
-  Matrix residual;  // data or null
+  Matrix residual;  // data or null; may be `out` itself
   float factor;
   Norm norm;  // weight or null
 };

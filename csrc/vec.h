@@ -90,10 +90,6 @@ struct Simd {
     for (std::int64_t i = 0; i < count; ++i) to[i] = padded[i];
   }
 
-  // What a load gives after `value` was stored as T.
-  static F rounded(F value, const float*) { return value; }
-  static F rounded(F value, const bf16*) { return widen(narrow(value)); }
-
   // a * b + c; one instruction where the machine has it (-ffp-contract=fast).
   static F fma(F a, F b, F c) { return a * b + c; }
 

@@ -13,17 +13,11 @@ Matrix like(const Matrix& x, nb::handle object, const char* name) {
   return matrix;
 }
 
-void rms_norm(const Isa& isa, nb::handle x, nb::handle weight, float eps, nb::handle out, nb::handle residual,
-              nb::handle sum) {
+void rms_norm(const Isa& isa, nb::handle x, nb::handle weight, float eps, nb::handle out) {
   RmsNormParams p{};
   p.x = matrix_of(x, "x", kFloats);
   p.out = like(p.x, out, "out");
   const Array w = weight_of(weight, "weight", p.x.cols);
-  if (residual.is_none() != sum.is_none()) refuse("residual and sum", "both or neither", "one");
-  if (!residual.is_none()) {
-    p.residual = like(p.x, residual, "residual");
-    p.sum = like(p.x, sum, "sum");
-  }
   p.weight = w.data;
   p.weight_dtype = w.dtype;
   p.eps = eps;
@@ -36,8 +30,7 @@ void rms_norm(const Isa& isa, nb::handle x, nb::handle weight, float eps, nb::ha
 
 void bind_rms_norm(nb::class_<Isa>& isa) {
   isa.def("rms_norm", &rms_norm, nb::arg("x"), nb::arg("weight"), nb::arg("eps"), nb::arg("out"),
-          nb::arg("residual").none() = nb::none(), nb::arg("sum").none() = nb::none(),
-          "out = rms_norm(x) * weight; with residual, sum = x + residual and out = rms_norm(sum) * weight.");
+          "out = rms_norm(x) * weight.");
 }
 
 }  // namespace latentkv

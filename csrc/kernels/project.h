@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/attention_engines.h"
+#include "kernels/project_few.h"
 
 namespace latentkv::LATENTKV_ISA {
 
@@ -170,7 +171,9 @@ auto with_project_worker(const ProjectParams& p, Use use) {
 
 template <int W>
 std::int64_t project_scratch(const ProjectParams& p) {
-  return with_project_worker<W>(p, [&]<typename Worker>() { return Worker::floats(p); });
+  const std::int64_t few = FewTokens<W, float>::floats(p);
+  const std::int64_t tiles = with_project_worker<W>(p, [&]<typename Worker>() { return Worker::floats(p); });
+  return few > tiles ? few : tiles;
 }
 
 // Tiles of tokens, and heads where each has its own x.
@@ -211,6 +214,9 @@ void project_rows(const ProjectParams& p) {
 
 template <int W>
 void project_columns(const ProjectParams& p) {
+  if (p.tokens <= kFewTokens) {
+    return p.w_dtype == DType::f32 ? project_few_columns<W, float>(p) : project_few_columns<W, bf16>(p);
+  }
   with_project_worker<W>(p, [&]<typename Worker>() { project_columns_with<Worker>(p); });
 }
 

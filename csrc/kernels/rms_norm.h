@@ -1,4 +1,4 @@
-// RMSNorm, with and without adding a residual first, and as the way another kernel reads its rows. Reference:
+// RMSNorm, on its own and as the way another kernel reads its rows. Reference:
 // src/latentkv/ops/norm.py.
 #pragma once
 
@@ -7,36 +7,22 @@
 
 namespace latentkv::LATENTKV_ISA {
 
-// The sum of squares of x (+ residual); with a residual the rounded sums are stored in `sum` and squared as stored.
-template <int W, bool Add, typename T>
-float square_sum(const T* x, const T* residual, T* sum, std::int64_t n) {
+template <int W, typename T>
+float square_sum(const T* x, std::int64_t n) {
   using S = Simd<W>;
-  const T* const as_stored = nullptr;
   typename S::F even = S::zero(), odd = S::zero();
-  const auto element = [&](std::int64_t i) {
-    typename S::F value = S::load(x + i);
-    if constexpr (Add) {
-      value = S::rounded(value + S::load(residual + i), as_stored);
-      S::store(sum + i, value);
-    }
-    return value;
-  };
   std::int64_t i = 0;
   for (; i + 2 * W <= n; i += 2 * W) {
-    const auto a = element(i), b = element(i + W);
+    const auto a = S::load(x + i), b = S::load(x + i + W);
     even = S::fma(a, a, even);
     odd = S::fma(b, b, odd);
   }
   for (; i + W <= n; i += W) {
-    const auto a = element(i);
+    const auto a = S::load(x + i);
     even = S::fma(a, a, even);
   }
   if (i < n) {
-    auto value = S::load_part(x + i, n - i);
-    if constexpr (Add) {
-      value = S::rounded(value + S::load_part(residual + i, n - i), as_stored);
-      S::store_part(sum + i, value, n - i);
-    }
+    const auto value = S::load_part(x + i, n - i);
     odd = S::fma(value, value, odd);
   }
   return S::sum(even + odd);
@@ -58,31 +44,19 @@ inline float inverse_rms(float squares, std::int64_t n, float eps) {
   return 1.0f / __builtin_sqrtf(squares / static_cast<float>(n) + eps);
 }
 
-template <int W, bool Add, typename T, typename G>
+template <int W, typename T, typename G>
 void rms_norm_typed(const RmsNormParams& p) {
   const std::int64_t n = p.x.cols;
   for_each_row(p.x.rows, p.x.rows * n, [&](std::int64_t row) {
     const T* x = static_cast<const T*>(p.x.data) + row * p.x.stride;
     T* out = static_cast<T*>(p.out.data) + row * p.out.stride;
-    const T* residual = nullptr;
-    T* sum = nullptr;
-    if constexpr (Add) {
-      residual = static_cast<const T*>(p.residual.data) + row * p.residual.stride;
-      sum = static_cast<T*>(p.sum.data) + row * p.sum.stride;
-    }
-    const float squares = square_sum<W, Add>(x, residual, sum, n);
-    scale_row<W>(Add ? sum : x, static_cast<const G*>(p.weight), out, inverse_rms(squares, n, p.eps), n);
+    scale_row<W>(x, static_cast<const G*>(p.weight), out, inverse_rms(square_sum<W>(x, n), n, p.eps), n);
   });
-}
-
-template <int W, typename T, typename G>
-void rms_norm_added(const RmsNormParams& p) {
-  p.residual.data == nullptr ? rms_norm_typed<W, false, T, G>(p) : rms_norm_typed<W, true, T, G>(p);
 }
 
 template <int W, typename T>
 void rms_norm_weighted(const RmsNormParams& p) {
-  p.weight_dtype == DType::f32 ? rms_norm_added<W, T, float>(p) : rms_norm_added<W, T, bf16>(p);
+  p.weight_dtype == DType::f32 ? rms_norm_typed<W, T, float>(p) : rms_norm_typed<W, T, bf16>(p);
 }
 
 template <int W>
@@ -120,7 +94,7 @@ template <int W, typename T>
 NormedRow<W, T> normed_row(const T* x, const Norm& norm, std::int64_t n) {
   NormedRow<W, T> row{x, norm, Simd<W>::zero()};
   if (norm.weight == nullptr || n == 0) return row;
-  const float squares = square_sum<W, false, T>(x, nullptr, nullptr, n);
+  const float squares = square_sum<W>(x, n);
   row.factor = Simd<W>::broadcast(inverse_rms(squares, n, norm.eps));
   return row;
 }

@@ -53,7 +53,7 @@ void check_product(const Isa& isa, const Product& c, Checks& checks) {
 }  // namespace
 
 void test_project(const Isa& isa, Checks& checks) {
-  constexpr std::int64_t widths[][2] = {{128, 512}, {37, 50}, {5, 3}, {64, 17}};
+  constexpr std::int64_t widths[][2] = {{128, 512}, {37, 50}, {5, 3}, {64, 17}, {9, 700}};
   for (const auto& [in, out] : widths) {
     for (const std::int64_t tokens : {1, 3, 70}) {
       for (const DType x : kFloats) {

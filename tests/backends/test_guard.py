@@ -180,20 +180,28 @@ def attended(out: list[float], lse: float) -> Attended:
     return Attended(torch.tensor([[out]]), torch.tensor([[lse]]), "")
 
 
+def agree(got: Attended, expected: Attended) -> bool:
+    return compare(got, expected, format="bf16").ok
+
+
 def test_what_counts_as_agreement() -> None:
     right = attended([1.0, -2.0], 3.0)
-    assert compare(right, right).ok
-    assert compare(attended([1.0, -2.0 - 1e-4], 3.0), right).ok
-    assert not compare(attended([1.0, -2.0 - 4e-4], 3.0), right).ok
-    assert not compare(attended([1.0, -2.0], 3.0002), right).ok
-    assert compare(attended([1.0, -2.0], 300.002), attended([1.0, -2.0], 300.0)).ok, "1e-5 of a large LSE"
+    assert agree(right, right)
+    assert agree(attended([1.0, -2.0 - 1e-4], 3.0), right)
+    assert not agree(attended([1.0, -2.0 - 4e-4], 3.0), right)
+    assert not agree(attended([1.0, -2.0], 3.0002), right)
+    assert agree(attended([1.0, -2.0], 300.002), attended([1.0, -2.0], 300.0)), "1e-5 of a large LSE"
     for wrong in (attended([math.nan, -2.0], 3.0), attended([1.0, -2.0], math.inf), attended([1.0, -2.0], -math.inf)):
-        assert not compare(wrong, right).ok
+        assert not agree(wrong, right)
     empty = attended([0.0, 0.0], -math.inf)
-    assert compare(empty, empty).ok
-    assert not compare(attended([0.0, 1e-3], -math.inf), empty).ok
+    assert agree(empty, empty)
+    assert not agree(attended([0.0, 1e-3], -math.inf), empty)
     nothing = Attended(torch.empty(0, 1, 2), torch.empty(0, 1), "")
-    assert compare(nothing, nothing).ok
+    assert agree(nothing, nothing)
+    coarse = attended([1.0, -2.0 - 4e-4], 3.0003)
+    assert compare(coarse, right, format="int4").ok
+    assert not compare(attended([1.0, -2.003], 3.0), right, format="int4").ok
+    assert compare(attended([1.0, -2.003], 3.003), right, format="fp8").ok
 
 
 def test_a_shadow_that_raises_does_no_harm(call: Call) -> None:

@@ -73,7 +73,7 @@ def make_call(format: str = "bf16", query_dtype: torch.dtype = torch.float32) ->
 def write_dump(folder: Path, call: Call, *, max_bytes: int = 1 << 28) -> Path | None:
     wrong = FailingBackend("wrong", every=1, inside=find_backend("portable"))
     used, expected = call.run(wrong), call.run(find_backend("portable"))
-    agreement = compare(used, expected)
+    agreement = compare(used, expected, format=call.request.format)
     assert not agreement.ok
     return DumpFolder(folder, max_bytes=max_bytes).write(call, ("failing", used), ("portable", expected), agreement)
 

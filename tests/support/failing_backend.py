@@ -20,7 +20,7 @@ MODES = ("raise", "nan", "inf", "wrong")
 class FailingBackend:
     """Computes as `inside` does, but in every `every`th step (plan) its `at_call`th call fails.
 
-    mode: "raise", "nan" or "inf" (in one LSE), or "wrong": an output that is off by a thousandth of its largest
+    mode: "raise", "nan" or "inf" (in one LSE), or "wrong": an output that is off by a hundredth of its largest
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class FailingBackend:
         if self.mode == "raise":
             raise RuntimeError("made to fail")
         if self.mode == "wrong":
-            return replace(result, out=result.out + 1e-3 * result.out.abs().max())
+            return replace(result, out=result.out + 1e-2 * result.out.abs().max())
         lse = result.lse.clone()
         lse[-1, -1] = float(self.mode)
         return replace(result, lse=lse)

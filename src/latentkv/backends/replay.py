@@ -46,5 +46,6 @@ def rerun(dump: Dump, name: str, *, plugins: Sequence[Backend] = ()) -> Rerun:
         result = dump.call.run(backend)
     except Exception as error:
         return Rerun(name, "", None, None, f"{type(error).__name__}: {error}")
-    used, shadow = (compare(result, recorded) for _, recorded in dump.results)
+    rows = dump.call.request.format
+    used, shadow = (compare(result, recorded, format=rows) for _, recorded in dump.results)
     return Rerun(name, result.path, used, shadow)

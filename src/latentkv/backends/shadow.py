@@ -106,7 +106,7 @@ class Shadow:
             if first:
                 logger.warning("shadow %s failed: %s: %s; counted from now on", self.name, type(error).__name__, error)
             return
-        agreement = compare(result, expected)
+        agreement = compare(result, expected, format=call.request.format)
         with self._lock:
             self._calls += 1
             self._out_error = self._out_error.plus(agreement.out_error)

@@ -228,8 +228,8 @@ def padded_tokens(tokens: int, request: Request) -> int:
 
 
 def _prices(request: Request, isa: Isa) -> Prices:
-    columns = TILE_LATENTS.get(request.format)
-    if isa.name != TILE_ISA or columns is None or request.kv_lora_rank % columns or request.qk_rope_head_dim % TILE_COLUMNS:
+    columns = TILE_LATENTS.get(request.format) if isa.name == TILE_ISA else None
+    if columns is None or request.kv_lora_rank % columns or request.qk_rope_head_dim % TILE_COLUMNS:
         return VECTOR_PRICES
     head = (request.qk_nope_head_dim, request.qk_rope_head_dim // request.rope_groups, request.v_head_dim)
     expanded = request.format == "bf16" and not any(width % TILE_COLUMNS for width in head)

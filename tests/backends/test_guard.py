@@ -84,8 +84,8 @@ def test_when_all_raise_the_first_error_is_told(call: Call) -> None:
 
 
 def test_when_all_are_open_they_are_asked_nevertheless(call: Call) -> None:
-    flaky = failing("raise", every=2)
-    guard = Guard(["failing"], plugins=[flaky], policy=BreakerPolicy(failures=1, cooldown_s=None))
+    unsteady = failing("raise", every=2)
+    guard = Guard(["failing"], plugins=[unsteady], policy=BreakerPolicy(failures=1, cooldown_s=None))
     attend(guard, call)
     with pytest.raises(RuntimeError):
         attend(guard, call)

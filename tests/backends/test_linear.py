@@ -109,11 +109,17 @@ def test_bfloat16_activations_are_rounded_once(name: str, format: str) -> None:
 
 
 def rounded(x: Tensor, group: int, largest: int) -> Tensor:
-    """x as the kernels see it: whole numbers up to `largest` times a scale for each group."""
+    """x as the kernels see it: whole numbers up to `largest` times a scale for each group.
+
+    The product with the factor, a float32, is rounded once, to a whole number: kernels add what rounds it in the same
+    instruction. A float32 product in between would send numbers near a half the other way.
+    """
     grouped = x.float().unflatten(1, (-1, group))
     most = grouped.abs().amax(-1, keepdim=True)
-    codes = torch.where(most > 0, grouped * (largest / most), 0).round()
-    return (codes.double() * (most / largest).double()).flatten(1)
+    # `largest / most` would be most.reciprocal() * largest, another number than the quotient.
+    factor = torch.full_like(most, largest) / most
+    codes = torch.where(most > 0, grouped.double() * factor.double(), 0).round()
+    return (codes * (most / largest).double()).flatten(1)
 
 
 @every_isa

@@ -18,7 +18,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from latentkv.bench.random_model import CONFIG, RandomSource, shapes_of
 
-# What transformers' configuration of DeepSeek-V2 has besides, for a model without experts.
+# What transformers' configuration of DeepSeek-V2 wants besides; no layer has the experts (`first_k_dense_replace`).
 MORE = {
     "architectures": ["DeepseekV2ForCausalLM"],
     "torch_dtype": "bfloat16",
@@ -26,10 +26,10 @@ MORE = {
     "attention_bias": False,
     "bos_token_id": 1,
     "eos_token_id": 2,
-    "n_routed_experts": None,
-    "n_shared_experts": None,
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
     "moe_intermediate_size": 1408,
-    "num_experts_per_tok": None,
+    "num_experts_per_tok": 2,
     "rope_theta": 10000.0,
 }
 

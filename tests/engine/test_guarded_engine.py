@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -103,9 +104,11 @@ def test_switching_under_traffic_from_another_thread(
     done = threading.Event()
 
     def switch() -> None:
-        while not done.is_set():
-            for name in ("portable", "auto"):
-                guard.switch(name)
+        # With a pause: without, this thread would have the interpreter for 5 ms between any two native calls of the step.
+        for name in cycle(("portable", "auto")):
+            guard.switch(name)
+            if done.wait(0.002):
+                return
 
     thread = threading.Thread(target=switch)
     thread.start()

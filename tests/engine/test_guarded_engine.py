@@ -104,7 +104,7 @@ def test_switching_under_traffic_from_another_thread(
     done = threading.Event()
 
     def switch() -> None:
-        # With a pause: without, this thread would have the interpreter for 5 ms between any two native calls of the step.
+        # With a pause: without, this thread would have the interpreter for 5 ms between any two native calls.
         for name in cycle(("portable", "auto")):
             guard.switch(name)
             if done.wait(0.002):

@@ -22,8 +22,8 @@ KEY = "secret"
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    folder = save_chat_model(tmp_path_factory.mktemp("tiny") / "model", context=4096)
-    with serving(str(folder), ["--cache-tokens", "8192", "--api-key", KEY, "--model-name", "tiny"]) as server:
+    folder = save_chat_model(tmp_path_factory.mktemp("tiny") / "model", context=32768, endless=True)
+    with serving(str(folder), ["--cache-tokens", "32768", "--api-key", KEY, "--model-name", "tiny"]) as server:
         yield server
 
 
@@ -78,7 +78,7 @@ def test_an_answer_streams_and_the_conversation_goes_on(page: Any) -> None:
 
 
 def test_escape_stops_an_answer_and_its_request(page: Any, served: Served) -> None:
-    set_number(page, "#max-tokens", 4000)
+    set_number(page, "#max-tokens", 30000)  # ten seconds of a model that small: longer than a key takes to arrive
     find(page, "#prompt").send_keys("for long" + ENTER)
     until(page, lambda: find(page, "#messages .assistant .text").text)
     find(page, "body").send_keys(ESCAPE)

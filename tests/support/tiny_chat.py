@@ -26,9 +26,10 @@ _FIELDS = {
 }
 
 
-def save_chat_model(folder: Path, *, context: int = 128) -> Path:
-    """Write it into `folder`, which is made; the folder again."""
-    save_model(Family("llama with a byte tokenizer", "Llama", _FIELDS | {"max_position_embeddings": context}), folder)
+def save_chat_model(folder: Path, *, context: int = 128, endless: bool = False) -> Path:
+    """Write it into `folder`, which is made; the folder again. `endless`: no token ends its answers."""
+    fields = _FIELDS | {"max_position_embeddings": context} | ({"eos_token_id": None} if endless else {})
+    save_model(Family("llama with a byte tokenizer", "Llama", fields), folder)
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     backend = tokenizers.Tokenizer(tokenizers.models.BPE({byte: i for i, byte in enumerate(alphabet)}, []))
     backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -58,7 +58,7 @@ def _perplexity(model: str | None, text: str, what: str) -> float:
     """Of the model on the file. Raises OptionError for a file that is no text, TokenizerError without a tokenizer."""
     content = _read(text)
     from latentkv.cli.running import loading_bar
-    from latentkv.convert.perplexity import perplexity
+    from latentkv.evaluate.perplexity import perplexity
     from latentkv.models.load import load_model
 
     loaded = load_model(model)

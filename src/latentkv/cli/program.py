@@ -21,6 +21,7 @@ from typing import Any
 
 import click
 
+from latentkv.cli.spinning import limit_spinning
 from latentkv.errors import LatentKVError
 
 EXIT_BAD_INPUT = 2
@@ -62,6 +63,7 @@ class Program(click.Group):
         run = partial(click_main, *args, standalone_mode=False, obj=options, **extra)
         if not standalone_mode:
             return run()
+        limit_spinning()
         sys.exit(_exit_code(run, options))
 
 

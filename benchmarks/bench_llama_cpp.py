@@ -34,7 +34,7 @@ class Peer:
     """The other Python, asked and answered line by line."""
 
     def __init__(self, python: str, path: str, threads: int, context: int) -> None:
-        command = [python, "benchmarks/peers/llama_cpp.py", path, str(threads), str(context)]
+        command = [python, "benchmarks/peers/llama_cpp_generation.py", path, str(threads), str(context)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._answer()
 

@@ -3,7 +3,8 @@
 A server in another process has a pool of 300 pages of 4 tokens and an attention backend that fails every 50th step.
 Clients send prompts that share beginnings, hang up in the middle, send prompts that are too long, unknown fields and
 broken JSON. Every answer that was waited for has to be the one that the same model gives offline; the books of pages
-have to agree, memory has to stay, and no answer may be a 5xx. The last line is JSON; exit code 1 tells of a failure.
+have to agree, memory has to stay, and no answer may be a 5xx. What is stuck is told by progress, not by the clock: the
+whole may be stopped for minutes, or run beside others. The last line is JSON; exit code 1 tells of a failure.
 
     python benchmarks/soak.py [--minutes 20] [--clients 12] [--model FOLDER] [--seed 0]
 """
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,11 +37,15 @@ OPTIONS = (
     *("--cache-format", "f32", "--page-tokens", str(PAGE_TOKENS), "--cache-tokens", str(PAGES * PAGE_TOKENS)),
     *("--max-batch-tokens", "256", "--max-batch-sequences", "16", "--max-queue", "4", "--admin-key", "soak"),
     *("--backend-plugin", "support.failing_backend:make", "--backend-cooldown", "0.5", "--log-level", "error"),
-    *("--model-name", "soak"),
+    *("--model-name", "soak", "--request-timeout", "0"),
 )
 # Two answers may part where both next tokens are as likely as this, in nats: other batches round differently.
 TIE = 1e-3
 CHECK_EVERY_S = 2.0
+# A request that waits while so many tokens are computed for others was forgotten: the pool holds 1200.
+MOST_TOKENS_AROUND = 200_000
+# So many checks in a row may find no answer, or no new token for those who wait.
+PATIENCE_CHECKS = 60
 MOST_GROWTH_BYTES = 24 * 2**20
 VOCABULARY = 256
 
@@ -53,6 +59,7 @@ class Seen:
     answers: list[tuple[tuple[int, ...], int, str]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     resident: list[int] = field(default_factory=list)
+    computed_tokens: int = 0
 
     def problem(self, text: str) -> None:
         """Remember and show what must not happen."""
@@ -68,6 +75,7 @@ class Visitor:
         self.url = f"{url}/v1/completions"
         self.seen = seen
         self.chance = chance
+        self.computed_before = 0
         self.beginnings = [[chance.randrange(VOCABULARY) for _ in range(100)] for _ in range(3)]
 
     async def stay(self, until: float) -> None:
@@ -76,9 +84,10 @@ class Visitor:
         while time.monotonic() < until and not self.seen.problems:
             [thing] = self.chance.choices(things, weights=(70, 14, 5, 6, 5))
             self.seen.kinds[thing.__name__] += 1
+            self.computed_before = self.seen.computed_tokens
             try:
                 await thing()
-            except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            except (aiohttp.ClientError, ValueError) as error:
                 self.seen.problem(f"{thing.__name__}: {error!r}")
             await asyncio.sleep(self.chance.random() * 0.05)
 
@@ -172,35 +181,63 @@ def body(prompt: tuple[int, ...], tokens: int, *, stream: bool) -> dict[str, Any
     }
 
 
-async def watch(session: aiohttp.ClientSession, served: Served, seen: Seen) -> None:
-    """Now and then: are the books right, how large is the process, does it live."""
-    while True:
+async def watch(session: aiohttp.ClientSession, served: Served, seen: Seen, visitors: Sequence[Visitor]) -> None:
+    """Now and then, until there is a problem: does the process live, are the books right, does everybody get on."""
+    silent = still = 0
+    while not seen.problems:
         await asyncio.sleep(CHECK_EVERY_S)
         if served.process.poll() is not None:
             seen.problem(f"the server ended with {served.process.returncode}")
             return
-        async with session.post(f"{served.url}/admin/check", headers=ADMIN) as response:
-            told = await response.json()
-            if response.status != 200 or told["problem"] is not None:
-                seen.problem(f"books: {told}")
+        before = seen.computed_tokens
+        try:
+            async with asyncio.timeout(CHECK_EVERY_S):
+                live = await look(session, served, seen)
+        except TimeoutError:
+            silent += 1
+        except aiohttp.ClientError as error:
+            seen.problem(f"a check: {error!r}")
+        else:
+            silent, still = 0, still + 1 if live and seen.computed_tokens == before else 0
+        if max(silent, still) > PATIENCE_CHECKS:
+            seen.problem(f"no answer for {silent} checks, no token for {still}")
+        around = max(seen.computed_tokens - visitor.computed_before for visitor in visitors)
+        if around > MOST_TOKENS_AROUND:
+            seen.problem(f"a request waited while {around} tokens were computed")
         seen.resident.append(served.resident_bytes)
+
+
+async def look(session: aiohttp.ClientSession, served: Served, seen: Seen) -> int:
+    """Check the books and note what was computed; the number of live requests."""
+    async with session.post(f"{served.url}/admin/check", headers=ADMIN) as response:
+        told = await response.json()
+        if response.status != 200 or told["problem"] is not None:
+            seen.problem(f"books: {told}")
+    async with session.get(f"{served.url}/status") as response:
+        status = await response.json()
+    seen.computed_tokens = status["tokens"]["prefill"] + status["tokens"]["decode"]
+    return int(status["requests"]["live"])
 
 
 async def visit(served: Served, options: argparse.Namespace, seen: Seen) -> dict[str, Any]:
     """Let everybody in for the time; the guard's own account at the end, when nothing runs."""
-    timeout = aiohttp.ClientTimeout(total=120)
     # A connection each: one that is reused may be closed by the server, as idle, while the request is on its way.
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
-    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
-        watching = asyncio.create_task(watch(session, served, seen))
+    async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None)) as session:
         until = time.monotonic() + options.minutes * 60
         visitors = [
             Visitor(session, served.url, seen, random.Random(f"{options.seed}/{number}"))
             for number in range(options.clients)
         ]
-        await asyncio.gather(*(visitor.stay(until) for visitor in visitors))
-        watching.cancel()
-        return await at_rest(session, served, seen)
+        watching = asyncio.create_task(watch(session, served, seen, visitors))
+        visiting = asyncio.gather(*(visitor.stay(until) for visitor in visitors))
+        await asyncio.wait((watching, visiting), return_when=asyncio.FIRST_COMPLETED)
+        for task in (watching, visiting):
+            task.cancel()
+        for outcome in await asyncio.gather(watching, visiting, return_exceptions=True):
+            if isinstance(outcome, Exception):
+                raise outcome
+        return {} if seen.problems else await at_rest(session, served, seen)
 
 
 async def at_rest(session: aiohttp.ClientSession, served: Served, seen: Seen) -> dict[str, Any]:

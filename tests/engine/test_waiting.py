@@ -13,7 +13,7 @@ from latentkv.cache.prefix import PrefixIndex
 from latentkv.engine.sampling_params import SamplingParams
 from latentkv.engine.scheduler import Limits, Scheduler
 from latentkv.engine.speculative import Speculation
-from latentkv.engine.state import Request, Sequence, Status
+from latentkv.engine.state import Owner, Request, Sequence, Status
 from latentkv.engine.waiting import AGEING_STEPS
 
 
@@ -26,7 +26,7 @@ def make(
 
 
 def sequence(
-    name: str, prompt: int | list[int] = 4, tokens: int = 3, *, priority: int = 0, owner: str = ""
+    name: str, prompt: int | list[int] = 4, tokens: int = 3, *, priority: int = 0, owner: Owner = ()
 ) -> Sequence:
     ids = tuple(random.Random(name).choices(range(1000), k=prompt)) if isinstance(prompt, int) else tuple(prompt)
     request = Request(name, ids, SamplingParams(max_tokens=tokens), priority, owner)
@@ -75,22 +75,35 @@ def test_waiting_makes_urgent() -> None:
 def test_owners_share_by_tokens_and_a_late_one_does_not_wait_for_a_queue() -> None:
     scheduler = make(max_batch_sequences=1)
     for number in range(6):
-        scheduler.add(sequence(f"big-{number}", 8, owner="big"))
+        scheduler.add(sequence(f"big-{number}", 8, owner=("big",)))
     advance(scheduler)
     for number in range(3):
-        scheduler.add(sequence(f"small-{number}", 8, owner="small"))
+        scheduler.add(sequence(f"small-{number}", 8, owner=("small",)))
     order = starts(scheduler)
     assert order[:6] == ["big-0", "small-0", "big-1", "small-1", "big-2", "small-2"]
+
+
+def test_many_users_of_one_key_take_from_that_key_alone() -> None:
+    scheduler = make(max_batch_sequences=1)
+    scheduler.add(sequence("first", 8, owner=("one", "a")))
+    for user in "abc":
+        for number in range(2):
+            scheduler.add(sequence(f"one-{user}{number}", 8, owner=("one", user)))
+    for number in range(3):
+        scheduler.add(sequence(f"two-{number}", 8, owner=("two", "a")))
+    order = starts(scheduler)
+    assert [name.split("-")[0] for name in order[:6]] == ["first", "two", "one", "two", "one", "two"]
+    assert [name for name in order if name.startswith("one")][:2] == ["one-b0", "one-c0"]
 
 
 def test_nobody_saves_up_while_away() -> None:
     scheduler = make(max_batch_sequences=1)
     for number in range(8):
-        scheduler.add(sequence(f"here-{number}", 8, owner="here"))
+        scheduler.add(sequence(f"here-{number}", 8, owner=("here",)))
     while len(scheduler.waiting) > 4:
         advance(scheduler)
     for number in range(4):
-        scheduler.add(sequence(f"back-{number}", 8, owner="back"))
+        scheduler.add(sequence(f"back-{number}", 8, owner=("back",)))
     order = starts(scheduler)
     assert order[-1] in ("here-7", "back-3")
     assert {name.split("-")[0] for name in order[1:3]} == {"here", "back"}
@@ -185,7 +198,7 @@ def test_every_generating_sequence_gets_a_token_in_every_step(
                 data.draw(st.integers(1, 20)),
                 data.draw(st.integers(1, 8)),
                 priority=data.draw(st.integers(0, 2)),
-                owner=data.draw(st.sampled_from("xy")),
+                owner=data.draw(st.sampled_from((("k", "x"), ("k", "y"), ("l", "x")))),
             )
             scheduler.add(one)
         generating = [one for one in scheduler.running if one.pending == 1 and one.output_tokens]

@@ -27,7 +27,7 @@ from latentkv.engine.sampler import Constraint, Sampled, make_generator
 from latentkv.engine.sampling_params import SamplingParams
 from latentkv.engine.scheduler import Limits, Scheduler
 from latentkv.engine.speculative import Speculation
-from latentkv.engine.state import Chunk, Request, Sequence
+from latentkv.engine.state import Chunk, Owner, Request, Sequence
 from latentkv.engine.text import OutputText, StopMatcher, Tokenizer
 from latentkv.engine.verify import sample_step
 from latentkv.errors import CapacityError, OptionError, TokenizerError, sentence
@@ -130,7 +130,7 @@ class Engine:
         request_id: str | None = None,
         constraint: Constraint | None = None,
         priority: int = 0,
-        owner: str = "",
+        owner: Owner = (),
     ) -> str:
         """Queue a prompt (text, or token ids taken as they are); returns the request's id.
 

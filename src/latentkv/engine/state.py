@@ -12,6 +12,8 @@ from latentkv.engine.sampling_params import SamplingParams
 from latentkv.engine.speculative import NgramLookup
 
 FinishReason = Literal["stop", "length", "abort"]
+# Whose a request is, the widest first: an API key, then its user. Each shares what the one before it gets.
+Owner = tuple[str, ...]
 
 
 class Status(Enum):
@@ -26,14 +28,14 @@ class Status(Enum):
 class Request:
     """What was asked for, as token ids.
 
-    priority: less is more urgent; owner: whose it is, for a fair share between owners
+    priority: less is more urgent; owner: for a fair share between owners
     """
 
     id: str
     prompt_token_ids: tuple[int, ...]
     params: SamplingParams
     priority: int = 0
-    owner: str = ""
+    owner: Owner = ()
 
 
 @dataclass(slots=True, eq=False)

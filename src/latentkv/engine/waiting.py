@@ -1,9 +1,9 @@
 """Who waits, and who is next: by urgency, then those who had to give way, then the owner served least, then arrival.
 
 Waiting makes urgent: every AGEING_STEPS steps a request counts as one priority more urgent, so that nothing waits
-forever behind more urgent arrivals. Owners (users, API keys) of equal urgency share the machine by tokens computed for
-them, as in the virtual token counters of Sheng et al., arXiv:2401.00588: who comes back from a pause starts at the
-least count of those who are here, and can neither save up nor be made to pay.
+forever behind more urgent arrivals. Owners of equal urgency (API keys, and the users of each among themselves) share
+the machine by tokens computed for them, as in the virtual token counters of Sheng et al., arXiv:2401.00588: who comes
+back from a pause starts at the least count of those who are here, and can neither save up nor be made to pay.
 
 Knows neither pages nor tensors.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from latentkv.engine.state import Sequence, Status
+from latentkv.engine.state import Owner, Sequence, Status
 
 AGEING_STEPS = 200
 
@@ -25,8 +25,8 @@ class WaitingLine:
         self.now = 0
         self._waiting: list[Sequence] = []
         self._arrivals = 0
-        self._live: Counter[str] = Counter()
-        self._served: Counter[str] = Counter()
+        self._live: Counter[Owner] = Counter()
+        self._served: Counter[Owner] = Counter()
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -45,11 +45,12 @@ class WaitingLine:
 
     def arrive(self, sequence: Sequence) -> None:
         """A new one joins."""
-        owner = sequence.request.owner
-        if not self._live[owner]:
-            here = [self._served[other] for other, live in self._live.items() if live]
-            self._served[owner] = max(self._served[owner], min(here, default=0))
-        self._live[owner] += 1
+        for owner in _owners(sequence):
+            if not self._live[owner]:
+                beside = [other for other, live in self._live.items() if live and _siblings(owner, other)]
+                least = min((self._served[other] for other in beside), default=0)
+                self._served[owner] = max(self._served[owner], least)
+            self._live[owner] += 1
         sequence.arrival = self._arrivals
         self._arrivals += 1
         self.come_back(sequence)
@@ -67,23 +68,34 @@ class WaitingLine:
 
     def ended(self, sequence: Sequence) -> None:
         """One that arrived has ended, however."""
-        owner = sequence.request.owner
-        self._live[owner] -= 1
-        if not self._live[owner]:
-            del self._live[owner]
+        for owner in _owners(sequence):
+            self._live[owner] -= 1
+            if not self._live[owner]:
+                del self._live[owner]
         if not self._live:
             self._served.clear()
 
     def serve(self, sequence: Sequence, tokens: int) -> None:
         """Tokens are computed for one."""
-        self._served[sequence.request.owner] += tokens
+        for owner in _owners(sequence):
+            self._served[owner] += tokens
 
     def rank(self, sequence: Sequence) -> int:
         """Its priority after ageing; less is more urgent."""
         waiting = self.now - sequence.queued_at if sequence.status is Status.WAITING else 0
         return sequence.request.priority - (sequence.waited_steps + waiting) // AGEING_STEPS
 
-    def _place(self, sequence: Sequence) -> tuple[int, bool, int, int]:
+    def _place(self, sequence: Sequence) -> tuple[int, bool, tuple[int, ...], int]:
         fresh = not sequence.preemptions
-        served = self._served[sequence.request.owner] if fresh else 0
+        served = tuple(self._served[owner] for owner in _owners(sequence)) if fresh else ()
         return self.rank(sequence), fresh, served, sequence.arrival
+
+
+def _owners(sequence: Sequence) -> list[Owner]:
+    """Everyone whose share a sequence takes from, the widest first; those of nobody share one too."""
+    owner = sequence.request.owner or ("",)
+    return [owner[: depth + 1] for depth in range(len(owner))]
+
+
+def _siblings(one: Owner, other: Owner) -> bool:
+    return len(one) == len(other) and one[:-1] == other[:-1]

@@ -150,7 +150,7 @@ def prepare(body: ChatBody, engine: Engine, grammars: Grammars, head: Head) -> C
     def ask(choice: int) -> Ask:
         params = body.sampling_params(max_tokens=limit, logprobs=logprobs, choice=choice)
         constraint = shape.constraint() if shape.constraint is not None else None
-        return Ask(prompt, params, constraint, body.priority or 0, body.user or "")
+        return Ask(prompt, params, constraint, body.priority or 0)
 
     asks = prompting.told_as("messages", lambda: [ask(choice) for choice in range(body.choices)])
     return Chatting(body, engine, head, asks, shape)

@@ -89,7 +89,7 @@ def _asks(body: CompletionBody, engine: Engine, prompt: tuple[int, ...]) -> list
 
     def ask(choice: int) -> Ask:
         params = body.sampling_params(max_tokens=limit, logprobs=body.logprobs, choice=choice)
-        return Ask(prompt, params, priority=body.priority or 0, owner=body.user or "")
+        return Ask(prompt, params, priority=body.priority or 0)
 
     return prompting.told_as("prompt", lambda: [ask(choice) for choice in range(body.choices)])
 

@@ -21,6 +21,7 @@ from latentkv.engine.engine import Engine
 from latentkv.engine.output import EngineStats, Output
 from latentkv.engine.sampler import Constraint
 from latentkv.engine.sampling_params import SamplingParams
+from latentkv.engine.state import Owner
 from latentkv.errors import LatentKVError
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class Job:
     deliver: Callable[[Output | Exception], None]
     constraint: Constraint | None = None
     priority: int = 0
-    owner: str = ""
+    owner: Owner = ()
     followers: list[Job] = field(default_factory=list)
     submitted: float = field(default_factory=time.perf_counter)
     first_token: float | None = None

@@ -54,7 +54,7 @@ class RequestMiddleware:
 
     async def _handle(self, scope: Scope, headers: Headers, receive: Receive, answer: _Answer) -> None:
         try:
-            auth.check_key(
+            scope["state"]["api_key"] = auth.check_key(
                 scope["path"],
                 headers.get("authorization"),
                 api_keys=self._options.api_keys,

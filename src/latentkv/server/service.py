@@ -13,6 +13,7 @@ from types import TracebackType
 from latentkv.engine.output import Output
 from latentkv.engine.sampler import Constraint
 from latentkv.engine.sampling_params import SamplingParams
+from latentkv.engine.state import Owner
 from latentkv.server import api_error
 from latentkv.server.api_error import APIError
 from latentkv.server.engine_thread import EngineFailedError, EngineState, EngineThread, Job
@@ -26,20 +27,21 @@ LONGEST_RETRY_S = 60
 class Ask:
     """What one choice asks of the engine. Choices of one prompt stand next to each other and share `prompt`.
 
-    priority: less is more urgent; owner: who shares the machine with other owners
+    priority: less is more urgent
     """
 
     prompt: Sequence[int]
     params: SamplingParams
     constraint: Constraint | None = None
     priority: int = 0
-    owner: str = ""
 
 
 class Generation:
     """The outputs of one HTTP request; leaving its `async with` frees whatever still runs."""
 
-    def __init__(self, service: Service, request_id: str, asks: Sequence[Ask], deadline: float | None) -> None:
+    def __init__(
+        self, service: Service, request_id: str, asks: Sequence[Ask], owner: Owner, deadline: float | None
+    ) -> None:
         self.jobs = [
             Job(
                 f"{request_id}-{index}",
@@ -48,7 +50,7 @@ class Generation:
                 partial(self.put, index),
                 ask.constraint,
                 ask.priority,
-                ask.owner,
+                owner,
             )
             for index, ask in enumerate(asks)
         ]
@@ -145,14 +147,17 @@ class Service:
         if self.thread.state is EngineState.DEAD:
             raise api_error.engine_dead()
 
-    def submit(self, request_id: str, asks: Sequence[Ask]) -> Generation:
-        """Start a request, or raise APIError: 503 as `check_ready`, 429 with Retry-After when the queue is full."""
+    def submit(self, request_id: str, asks: Sequence[Ask], *, owner: Owner) -> Generation:
+        """Start a request, or raise APIError: 503 as `check_ready`, 429 with Retry-After when the queue is full.
+
+        owner: who shares the machine with other owners
+        """
         self.check_ready()
         self._check_room(len(asks))
         timeout = self.options.request_timeout_s
         deadline = asyncio.get_running_loop().time() + timeout if timeout else None
         # A client may use its own request id again while the first is alive; the engine's names are unique.
-        generation = Generation(self, f"{request_id}/{next(self._numbers)}", asks, deadline)
+        generation = Generation(self, f"{request_id}/{next(self._numbers)}", asks, owner, deadline)
         self._live.add(generation)
         self._choices += len(asks)
         self._idle.clear()

@@ -59,7 +59,8 @@ class Work(Protocol):
 
 
 async def _answer(work: Work, body: SamplingBody, request: Request, context: Context) -> Response:
-    generation = context.service.submit(request.state.request_id, work.asks)
+    owner = (request.state.api_key, body.user or "")
+    generation = context.service.submit(request.state.request_id, work.asks, owner=owner)
     if body.stream:
         return EventStream(generation, work.events(generation))
     async with generation:

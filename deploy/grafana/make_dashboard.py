@@ -137,6 +137,12 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 ],
             ),
             (
+                "Kernels replaced",
+                "ops",
+                "Calls of native kernels that portable ones computed instead.",
+                [(rate("kernel_fallbacks_total", "op, reason"), "{{op}}: {{reason}}")],
+            ),
+            (
                 "Breakers",
                 "short",
                 "0 in use, 1 being tried, 2 left alone, 3 switched off.",

@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from latentkv.engine.engine import Engine
+from latentkv.models.load import load_model
 from support.live_server import MODEL, Live, loader, serving
 
 LONG = {"model": MODEL, "prompt": "a long one", "max_tokens": 12_000, "temperature": 0, "ignore_eos": True}
@@ -91,6 +92,32 @@ def test_keys(tool_model: Path) -> None:
         assert [live.get(path).status_code for path in ("/health", "/ready", "/metrics", "/docs")] == [200] * 4
         assert live.get("/admin/backend", headers={"Authorization": "Bearer one"}).status_code == 401
         assert live.get("/admin/backend", headers={"Authorization": "Bearer boss"}).status_code == 404
+
+
+def test_a_key_with_a_long_queue_does_not_hold_up_another_one(tool_model: Path) -> None:
+    many = {"model": MODEL, "prompt": ["wait"] * 20, "max_tokens": 20, "temperature": 0, "ignore_eos": True}
+    with serving(loader(tool_model, max_batch_sequences=1), api_keys=("one", "two")) as live:
+        one, two = ({"Authorization": f"Bearer {key}"} for key in ("one", "two"))
+        crowd = threading.Thread(target=live.post, args=("/v1/completions", many), kwargs={"headers": one})
+        crowd.start()
+        until(lambda: live.context.service.live_choices == 20, "a crowd")
+        assert live.post("/v1/completions", SHORT | {"user": "x"}, headers=two).status_code == 200
+        assert crowd.is_alive()
+        crowd.join()
+        live.wait_until_idle()
+
+
+def test_kernels_that_fall_back_are_counted(tool_model: Path) -> None:
+    pytest.importorskip("latentkv._native")
+
+    def load() -> Engine:
+        loaded = load_model(tool_model, dtype="float32", attention="gqa")
+        return Engine(loaded.model, loaded.tokenizer, cache_format="int8", cache_tokens=1024)
+
+    with serving(load) as live:
+        assert "latentkv_kernel_fallbacks_total{" not in live.get("/metrics").text
+        assert live.post("/v1/completions", SHORT).status_code == 200
+        assert live.metric('latentkv_kernel_fallbacks_total{op="blocks",reason="keys and values in codes"}') > 0
 
 
 def test_admin_needs_a_key_to_exist(live: Live) -> None:

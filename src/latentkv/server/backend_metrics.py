@@ -1,8 +1,8 @@
-"""What Prometheus reads about backends: failures, replacements, breakers, and the shadow's comparisons."""
+"""What Prometheus reads about backends: failures, replacements, breakers, the shadow's comparisons, spare kernels."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -10,6 +10,9 @@ from prometheus_client.registry import Collector
 from latentkv.backends.breaker import BreakerState
 from latentkv.backends.guard import Guard
 from latentkv.backends.shadow import ERROR_BOUNDS, Histogram, Shadow
+from latentkv.engine.runner import Model
+from latentkv.models.model import Model as LoadedModel
+from latentkv.server.metrics import Labels, Source
 
 STATES: dict[BreakerState, int] = {"closed": 0, "half-open": 1, "open": 2, "off": 3}
 
@@ -53,6 +56,19 @@ class BackendCollector(Collector):
         )
         if self._guard.shadow is not None:
             yield from _shadow(self._guard.shadow)
+
+
+def kernel_fallbacks(model: Callable[[], Model | None]) -> Source:
+    """Calls of native kernels that the references computed instead. model: None before it is loaded"""
+
+    def read() -> Mapping[Labels, float]:
+        loaded = model()
+        # A copy first: the engine's thread counts on.
+        counts = dict(loaded.execution.kernels.fallbacks) if isinstance(loaded, LoadedModel) else {}
+        return {(op, reason): count for key, count in counts.items() for op, _, reason in [key.partition(": ")]}
+
+    help = "Calls of native kernels that portable ones computed instead."
+    return Source("counter", "kernel_fallbacks", help, ("op", "reason"), read)
 
 
 def _shadow(shadow: Shadow) -> Iterator[Metric]:

@@ -20,7 +20,7 @@ from latentkv.backends.guard import Guard
 from latentkv.engine.engine import Engine
 from latentkv.server import tracing
 from latentkv.server.app import create_app
-from latentkv.server.backend_metrics import BackendCollector
+from latentkv.server.backend_metrics import BackendCollector, kernel_fallbacks
 from latentkv.server.context import Context
 from latentkv.server.engine_thread import EngineState, EngineThread, Observer
 from latentkv.server.metrics import Metrics
@@ -112,6 +112,7 @@ def make_context(
         metrics.registry.register(BackendCollector(guard))
     thread = EngineThread(load, (metrics, recent, *observers))
     metrics.watch_engine(lambda: thread.stats)
+    metrics.add_source(kernel_fallbacks(lambda: thread.engine.model if thread.stats is not None else None))
     return Context(options, Service(thread, options), metrics, recent, guard)
 
 

@@ -51,6 +51,31 @@ def test_every_way_of_asking_gives_the_same_text(run: Run, tiny_folder: Path) ->
     assert (silent.stdout, silent.stderr) == (streamed.stdout, "")
 
 
+def test_a_backend_by_name(run: Run, tiny_folder: Path) -> None:
+    common = ("generate", tiny_folder, "-p", "abc", "--max-tokens", "8", "--cache-format", "f32")
+    named = run(*common, "--backend", "portable")
+    assert named.stdout == run(*common).stdout
+    assert STATS.fullmatch(named.stderr)
+    assert named.stderr.endswith("attention portable\n")
+    assert_one_sentence(run(*common, "--backend", "flash"), "backend")
+    assert_one_sentence(run("chat", tiny_folder, "-p", "abc", "--dump-dir", "x"), "--dump-dir")
+
+
+def test_a_failing_backend_and_a_shadow_are_told_and_change_nothing(
+    run: Run, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common = ("generate", tiny_folder, "-p", "abc", "--max-tokens", "8", "--cache-format", "f32")
+    monkeypatch.setenv("FAILING_BACKEND", "nan")
+    monkeypatch.setenv("FAILING_EVERY", "4")
+    plugin = ("--backend-plugin", "support.failing_backend:make", "--backend", "failing", "--shadow", "portable:1")
+    watched = run(*common, *plugin)
+    assert watched.stdout == run(*common, "--backend", "portable").stdout
+    _, failures, shadow = watched.stderr.splitlines()[-3:]
+    assert re.fullmatch(r"backend failing failed in [1-9]\d* steps \(non-finite\); others finished them", failures)
+    assert re.fullmatch(r"shadow portable: \d+ layers of 8 steps compared, 0 disagree, 0 it could not compute", shadow)
+    assert run(*common, *plugin, "--json").stderr.splitlines()[-1] == shadow
+
+
 def test_json_record(run: Run, tiny_folder: Path) -> None:
     streamed = run("generate", tiny_folder, "-p", "abc", "--max-tokens", "8")
     result = run("generate", tiny_folder, "-p", "abc", "--max-tokens", "8", "--json")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from latentkv.cli.backend_options import BACKEND, wanted_guard
 from latentkv.cli.options import (
     ENGINE,
     POOL,
@@ -33,7 +34,7 @@ Messages = list[dict[str, str]]
 @click.option("--system", metavar="TEXT", help="A system message before the conversation.")
 @click.option("--no-stream", is_flag=True, help="Print an answer when it is complete.")
 @click.option("--no-stats", is_flag=True, help="Leave out the line with speed and cache size on stderr.")
-@with_options(SAMPLING, ENGINE, POOL, TIERS)
+@with_options(SAMPLING, ENGINE, POOL, TIERS, BACKEND)
 def chat(
     *, model: str | None, prompt: str | None, system: str | None, no_stream: bool, no_stats: bool, **options: Any
 ) -> None:
@@ -46,7 +47,7 @@ def chat(
     params = sampling_params(options)
     from latentkv.cli import running
 
-    loaded = running.load(model, engine_options(options))
+    loaded = running.load(model, engine_options(options), wanted_guard(options))
     opening: Messages = [{"role": "system", "content": system}] if system else []
     try:
         if first is not None:

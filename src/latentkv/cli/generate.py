@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from latentkv.cli.backend_options import BACKEND, wanted_guard
 from latentkv.cli.options import (
     ENGINE,
     OUTPUT,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 @click.command(short_help="Continue a text.")
 @click.argument("model", required=False)
 @click.option("--prompt", "-p", metavar="TEXT", help="The text to continue.  [default: all of stdin]")
-@with_options(SAMPLING, ENGINE, POOL, TIERS, OUTPUT)
+@with_options(SAMPLING, ENGINE, POOL, TIERS, BACKEND, OUTPUT)
 def generate(
     *, model: str | None, prompt: str | None, as_json: bool, no_stream: bool, no_stats: bool, **options: Any
 ) -> None:
@@ -41,9 +42,10 @@ def generate(
     params = sampling_params(options)
     from latentkv.cli import running
 
-    loaded = running.load(model, engine_options(options))
+    loaded = running.load(model, engine_options(options), wanted_guard(options))
     if as_json:
         click.echo(json.dumps(_record(loaded.llm, text, params), indent=2, ensure_ascii=False))
+        running.print_guard(loaded)
         return
     try:
         running.show(loaded.llm.stream(text, params), stream=not no_stream)

@@ -17,21 +17,26 @@ from latentkv.planner.layers import attention_name
 from latentkv.planner.twins import twins
 
 if TYPE_CHECKING:
+    from latentkv.backends.guard import Guard
     from latentkv.engine.llm import LLM
     from latentkv.engine.output import EngineStats
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A loaded model, the attention its checkpoint had before it was seen as MLA, and who computes attention."""
+    """A loaded model, the attention its checkpoint had before it was seen as MLA, and who computes attention.
+
+    guard: where backends are chosen step by step
+    """
 
     llm: LLM
     original: Geometry
     cache_format: str
     attention_path: str
+    guard: Guard | None = None
 
 
-def load(model: str | None, options: EngineOptions) -> Running:
+def load(model: str | None, options: EngineOptions, guard: Guard | None = None) -> Running:
     """The model that MODEL names, ready to run. Raises whatever finding and loading it raise."""
     with loading_bar("loading") as progress:
         from latentkv.cache.latent import LatentCache
@@ -43,6 +48,7 @@ def load(model: str | None, options: EngineOptions) -> Running:
             dtype=options.dtype,
             attention=options.attention,
             memory_bytes=options.memory_bytes,
+            guard=guard,
             progress=progress,
         )
         llm = LLM(
@@ -56,7 +62,7 @@ def load(model: str | None, options: EngineOptions) -> Running:
         )
         layout = layout_for(loaded.model.geometry, options.cache_format, page_tokens=options.page_tokens)
         path = loaded.model.attention_path(LatentCache(layout, num_pages=1))
-    return Running(llm, loaded.original_geometry, options.cache_format, path)
+    return Running(llm, loaded.original_geometry, options.cache_format, path, guard)
 
 
 def show(pieces: Iterable[str], *, stream: bool) -> str:
@@ -83,6 +89,25 @@ def print_stats(running: Running) -> None:
         attention_path=running.attention_path,
     )
     click.echo(line, err=True)
+    print_guard(running)
+
+
+def print_guard(running: Running) -> None:
+    """On stderr, what `guard_lines` tells where backends were watched."""
+    for line in guard_lines(running.guard) if running.guard is not None else ():
+        click.echo(line, err=True)
+
+
+def guard_lines(guard: Guard) -> Iterator[str]:
+    """What backends did that were watched: failures, and how the shadow agrees. Nothing without both."""
+    for (backend, reason), count in guard.state().failures.items():
+        yield f"backend {backend} failed in {count} steps ({reason}); others finished them"
+    if guard.shadow is not None:
+        seen = guard.shadow.state()
+        yield (
+            f"shadow {seen.backend}: {seen.calls} layers of {seen.steps} steps compared, {seen.mismatches} disagree, "
+            f"{seen.errors} it could not compute"
+        )
 
 
 def stats_line(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from latentkv import env
-from latentkv.cli.backend_options import GUARD, make_guard
+from latentkv.cli.backend_options import BACKEND, BREAKER, make_guard
 from latentkv.cli.options import ENGINE, TIERS, engine_options, with_options
 from latentkv.errors import OptionError, sentence
 from latentkv.planner.units import parse_bytes
@@ -86,7 +86,7 @@ LOGS = (
 
 @click.command(short_help="Serve a model over HTTP, as OpenAI's API.")
 @click.argument("model", required=False)
-@with_options(ADDRESS, KEYS, LIMITS, BATCHING, ENGINE, TIERS, GUARD, LOGS)
+@with_options(ADDRESS, KEYS, LIMITS, BATCHING, ENGINE, TIERS, BACKEND, BREAKER, LOGS)
 def serve(*, model: str | None, **options: Any) -> None:
     """Serve MODEL: a folder, a .gguf file, a hub id, or nothing for the default model, SmolLM2-135M-Instruct.
 

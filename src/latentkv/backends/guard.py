@@ -256,6 +256,12 @@ class Watch:
         """Backends that computed layers of this step, and failed in none."""
         return self._ran - self._failed
 
+    def over(self, batch: Batch) -> Watch:
+        """The rest of this step over other queries: who failed in one has failed in both."""
+        rest = Watch(self._guard, batch, tuple(self._candidates), shadowed=self._shadowed, trial=self._trial)
+        rest._ran, rest._failed = self._ran, self._failed
+        return rest
+
     def note(self, path: str) -> None:
         """What ran, told by a computation that contains attention."""
         self.path = path

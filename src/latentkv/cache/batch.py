@@ -7,9 +7,11 @@ Built from plain Python lists by the engine; knows no model.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -56,6 +58,23 @@ class Batch:
         return tuple(
             (stop - begin, context)
             for begin, stop, context in zip(start, start[1:], self.context_len.tolist(), strict=False)
+        )
+
+    def last_tokens(self, rows: Tensor) -> Batch | None:
+        """The batch of these new tokens alone, with everything before them in the cache; rows: [M] int64 of the T.
+
+        None unless they are, in order, the last ones of each sequence: others see less than a sequence's context.
+        """
+        wanted = rows.tolist()
+        start = self.query_start.tolist()
+        counts = [bisect_left(wanted, stop) - bisect_left(wanted, begin) for begin, stop in pairwise(start)]
+        if wanted != [row for stop, count in zip(start[1:], counts, strict=True) for row in range(stop - count, stop)]:
+            return None
+        return replace(
+            self,
+            query_start=torch.tensor([0, *accumulate(counts)], dtype=torch.int64),
+            positions=self.positions[rows],
+            slots=self.slots[rows],
         )
 
     @staticmethod

@@ -106,11 +106,18 @@ class MLAttention:
         """`up` for caches whose latents are stored rotated: as large as `up`, made when first needed, and kept."""
         return self.up.rotated()
 
-    def forward(self, hidden: Tensor, step: Step, cache: LayerCache, *, norm: InputNorm, factor: float) -> Tensor:
-        """`hidden + factor * attention(norm(hidden))`, [T, hidden]; writes the new tokens' rows into the cache."""
+    def forward(
+        self, hidden: Tensor, step: Step, cache: LayerCache, *, norm: InputNorm, factor: float, only: Step | None = None
+    ) -> Tensor:
+        """`hidden + factor * attention(norm(hidden))`, [T, hidden]; writes the new tokens' rows into the cache.
+
+        only: the step's `last_tokens`, of which alone the result is wanted: [M, hidden]
+        """
         kernels = step.execution.kernels
         query, kv = kernels.linear_stack(hidden, (self.first_query, self.kv_a), norm=norm)
         self._write(kv, step, cache)
+        if only is not None:
+            query, hidden, step = query[only.rows], hidden[only.rows], only
         out = self.attended(query, step, cache).out.flatten(1)
         return kernels.linear_stack(out, (self.output,), residual=hidden, factor=factor)[0]
 
@@ -231,12 +238,19 @@ class GroupedQueryAttention:
         """What of the query is computed from the hidden state."""
         return self.q
 
-    def forward(self, hidden: Tensor, step: Step, cache: LayerCache, *, norm: InputNorm, factor: float) -> Tensor:
-        """`hidden + factor * attention(norm(hidden))`, [T, hidden]; writes the new tokens' rows into the cache."""
+    def forward(
+        self, hidden: Tensor, step: Step, cache: LayerCache, *, norm: InputNorm, factor: float, only: Step | None = None
+    ) -> Tensor:
+        """`hidden + factor * attention(norm(hidden))`, [T, hidden]; writes the new tokens' rows into the cache.
+
+        only: the step's `last_tokens`, of which alone the result is wanted: [M, hidden]
+        """
         kernels = step.execution.kernels
         query, key, value = kernels.linear_stack(hidden, (self.q, self.k, self.v), norm=norm)
         key = self._rotated(key, self.k_norm, step).flatten(1)
         kernels.write_rows(cache, step.batch.slots, {"key": key, "value": value})
+        if only is not None:
+            query, hidden, step = query[only.rows], hidden[only.rows], only
         out = self.attended(query, step, cache).out.flatten(1)
         return kernels.linear_stack(out, (self.output,), residual=hidden, factor=factor)[0]
 

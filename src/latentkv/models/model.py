@@ -64,9 +64,10 @@ class DecoderLayer:
             feed_forward=feed_forward,
         )
 
-    def attend(self, hidden: Tensor, step: Step, cache: LayerCache) -> Tensor:
-        """The first half: [T, hidden] to [T, hidden]; writes the new tokens' rows into the cache."""
-        return self.attention.forward(hidden, step, cache, norm=self.input_norm, factor=self.config.residual_scale)
+    def attend(self, hidden: Tensor, step: Step, cache: LayerCache, *, only: Step | None = None) -> Tensor:
+        """The first half: [T, hidden] to [T, hidden], or [M, hidden] of `only`; writes all rows into the cache."""
+        factor = self.config.residual_scale
+        return self.attention.forward(hidden, step, cache, norm=self.input_norm, factor=factor, only=only)
 
     def feed(self, hidden: Tensor, step: Step) -> Tensor:
         """The second half: [T, hidden] to [T, hidden]."""
@@ -185,17 +186,19 @@ class Model:
             raise ShapeError(sentence("token_ids", expected=list(batch.positions.shape), got=list(token_ids.shape)))
         step = self.execution.begin(batch, self.config.rope.angles(batch.positions))
         hidden = _scaled(self._embed(token_ids), self.config.embedding_scale)
-        hidden = self._through_layers(hidden, step, cache)
         (logits,) = self.execution.kernels.linear_stack(
-            hidden[logit_rows],
+            self._through_layers(hidden, step, cache, logit_rows),
             (self.head,),
             norm=InputNorm(self.final_norm, self.config.rms_norm_eps),
             factor=self.config.logit_scale,
         )
         return logits.float()
 
-    def _through_layers(self, hidden: Tensor, step: Step, cache: LatentCache) -> Tensor:
-        """Every half-layer: in stretches of native blocks where there are any, one by one where not."""
+    def _through_layers(self, hidden: Tensor, step: Step, cache: LatentCache, logit_rows: Tensor) -> Tensor:
+        """Every half-layer: in stretches of native blocks where there are any, one by one where not.
+
+        Returns [M, hidden], of `logit_rows`.
+        """
         blocks = self._blocks_for(hidden, step, cache)
         half = 0
         while half < 2 * len(self.layers):
@@ -203,13 +206,23 @@ class Model:
             half += done or 0
             if done is None:
                 blocks = None
+            if blocks is None and half == 2 * len(self.layers) - 2:
+                return self._through_last_layer(hidden, step, cache, logit_rows)
             # No block, or one that did not end well: this half-layer's hidden states are as they were.
             if half < 2 * len(self.layers):
                 index, second = divmod(half, 2)
                 layer = self.layers[index]
                 hidden = layer.feed(hidden, step) if second else layer.attend(hidden, step, cache.layer(index))
                 half += 1
-        return hidden
+        return hidden[logit_rows]
+
+    def _through_last_layer(self, hidden: Tensor, step: Step, cache: LatentCache, logit_rows: Tensor) -> Tensor:
+        """The last layer's output of `logit_rows` [M, hidden]: of all others it computes what the cache keeps."""
+        layer, rows = self.layers[-1], cache.layer(len(self.layers) - 1)
+        only = step.last_tokens(logit_rows) if len(logit_rows) < len(hidden) else None
+        if only is not None:
+            return layer.feed(layer.attend(hidden, step, rows, only=only), only)
+        return layer.feed(layer.attend(hidden, step, rows)[logit_rows], step)
 
     def _blocks_for(self, hidden: Tensor, step: Step, cache: LatentCache) -> HalfLayers | None:
         """The blocks that run this step, None where it is computed op by op."""

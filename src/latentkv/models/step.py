@@ -38,6 +38,7 @@ class Step:
 
     angles: cosine and sine [T, pairs] float32 of the batch's positions
     watch:  where there is a guard: who computes attention, in place of `plan`
+    rows:   of a step made by `last_tokens`: [M] int64, which tokens of the whole step it is about
     """
 
     batch: Batch
@@ -46,3 +47,13 @@ class Step:
     request: Request | None = None
     plan: Plan | None = None
     watch: Watch | None = None
+    rows: Tensor | None = None
+
+    def last_tokens(self, rows: Tensor) -> Step | None:
+        """The step over these tokens alone, after all cache rows were written; None where `Batch.last_tokens` is."""
+        batch = self.batch.last_tokens(rows)
+        if batch is None:
+            return None
+        cosine, sine = self.angles
+        watch = self.watch.over(batch) if self.watch is not None else None
+        return Step(batch, (cosine[rows], sine[rows]), self.execution, watch=watch, rows=rows)

@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import json
 import statistics
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from latentkv.bench.load.session import as_record, measure_loads
 from latentkv.bench.load.traffic import Traffic, parse_lengths
 
 VOCABULARY = 32000
+# Threads of the server that was measured before may wait for more work without sleeping for a while.
+SETTLE_S = 1.5
 EXTRA = {"temperature": 0, "ignore_eos": True}
 
 
@@ -55,6 +58,7 @@ def turns(servers: dict[str, str], concurrency: int, options: argparse.Namespace
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in servers}
     for number in range(options.rounds):
         for name, url in servers.items():
+            time.sleep(SETTLE_S)
             found[name].append(asyncio.run(measure(url, concurrency, options, options.seed + number)))
             print(concurrency, name, figures(found[name][-1:]), flush=True)
     return found

@@ -66,8 +66,12 @@ class Journal:
         if verdict != "ok":
             raise sqlite3.DatabaseError(verdict)
         rows = self._database.execute("SELECT slot, digest, token_ids, checksum FROM pages ORDER BY rank")
-        # A damaged column need not have the type it was declared with.
-        return [Entry(slot, StoredPage(*page)) for slot, *page in rows if all(isinstance(part, bytes) for part in page)]
+        # A damaged column need not have the type it was declared with, nor the key be one.
+        return [
+            Entry(slot, StoredPage(*page))
+            for slot, *page in rows
+            if isinstance(slot, int) and all(isinstance(part, bytes) for part in page)
+        ]
 
     def note(self, slot: int, page: StoredPage) -> None:
         """`slot` now holds `page`."""

@@ -147,7 +147,7 @@ class TileMultiplier {
  public:
   // `x`: prepared (tile_row); `panel`: kDepth * kOutputs floats of scratch.
   TileMultiplier(const LinearWeight& weight, std::int64_t rows, char* x, float* panel)
-      : weight_(weight), tiles_(rows), x_(x), panel_(panel) {}
+      : weight_(weight), tiles_(rows, T::kRows), x_(x), panel_(panel) {}
 
   // values [rows][stride], padded to whole panels.
   void run(std::int64_t first, std::int64_t count, float* values, std::int64_t stride) const {
@@ -195,7 +195,7 @@ class TileMultiplier {
   }
 
   const LinearWeight& weight_;
-  RowTiles<W> tiles_;
+  RowTiles tiles_;
   char* x_;
   float* panel_;
 };

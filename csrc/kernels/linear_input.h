@@ -71,11 +71,11 @@ class InputRow {
   // `count` elements from `at` on; writes up to a multiple of W.
   void widen(std::int64_t at, std::int64_t count, float* to) const {
     job_.x.dtype == DType::f32 ? widen_from<float>(at, count, to) : widen_from<bf16>(at, count, to);
-    if (job_.norm.weight == nullptr) return;
-    for (std::int64_t i = 0; i < count; i += W) {
+    for (std::int64_t i = 0; i < count && job_.norm.weight != nullptr; i += W) {
       const F weight = load_any<W>(job_.norm.weight, job_.norm.dtype, at + i, count - i);
       S::store(to + i, S::load(to + i) * S::broadcast(inverse_) * weight);
     }
+    for (std::int64_t i = 0; i < count && job_.narrow; i += W) S::store(to + i, S::round_bf16(S::load(to + i)));
   }
 
   // For streams: all elements, each whole 2 * W of them with the even ones first if `pairs`.

@@ -1,5 +1,5 @@
 // Codes of weights times whole numbers of x, by the instructions there are: four neighbours of each output in a vector, four
-// or two of them in a product. What streams (linear_terms.h) and tiles (linear_dots.h) share.
+// or two of them in a product.
 #pragma once
 
 #include "kernels/linear_codes.h"

@@ -79,15 +79,18 @@ class Unpacker {
     return words;
   }
 
+  // Conditions stand inside of the loops: with one in its head GCC 12 does not unroll, and words then go through the stack.
   static void store_block(const F* words, float* to, const float*, std::int64_t count) {
 #pragma GCC unroll 16
-    for (int i = 0; i < W && i < count; ++i) S::store(to + i * kOutputs, words[i]);
+    for (int i = 0; i < W; ++i) {
+      if (i < count) S::store(to + i * kOutputs, words[i]);
+    }
   }
 
   static void store_block(const F* words, float* to, const bf16*, std::int64_t count) {
 #pragma GCC unroll 16
-    for (int i = 0; i < W && 2 * i < count; ++i) {
-      S::store(to + 2 * i * kOutputs, (F)((U)words[i] << 16));
+    for (int i = 0; i < W; ++i) {
+      if (2 * i < count) S::store(to + 2 * i * kOutputs, (F)((U)words[i] << 16));
       if (2 * i + 1 < count) S::store(to + (2 * i + 1) * kOutputs, (F)((U)words[i] & 0xffff0000u));
     }
   }

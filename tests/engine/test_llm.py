@@ -104,7 +104,7 @@ def test_chat_renders_the_messages() -> None:
 def test_options_that_cannot_be_obeyed_are_refused() -> None:
     with pytest.raises(OptionError, match="params: expected one, or 2"):
         make().generate(["a", "b"], [greedy()])
-    for option in ({"dtype": "float32"}, {"attention": "gqa"}, {"deterministic": True}, {"memory_bytes": 9}):
+    for option in ({"dtype": "float32"}, {"attention": "gqa"}, {"activations": "bf16"}, {"deterministic": True}):
         with pytest.raises(OptionError, match="dtype, attention, deterministic and memory_bytes"):
             make(**option)
     with pytest.raises(TypeError, match="page_size"):

@@ -42,6 +42,7 @@ def load(model: str | None, options: EngineOptions) -> Running:
             model,
             dtype=options.dtype,
             attention=options.attention,
+            activations=options.activations,
             memory_bytes=options.memory_bytes,
             progress=progress,
         )

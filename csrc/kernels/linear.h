@@ -63,7 +63,7 @@ Path path_of(const LinearJob& job, bool integer) {
   const bool matrix = kHasTiles && weight.group % kTileDepth == 0;
   if (integer && Dot<W>::kRounded) return matrix && rows > kMatrixDotRows ? Path::matrix_dots : Path::rounded_terms;
   if (rows <= Dot<W>::kTermRows) return Path::terms;
-  if (matrix && rows > kStreamRows) return integer ? Path::matrix_dots : Path::matrix_codes;
+  if (matrix && rows > kStreamRows) return Path::matrix_codes;
   return rows <= kStreamRows ? Path::stream : Path::tiles;
 }
 

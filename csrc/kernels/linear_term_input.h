@@ -22,7 +22,7 @@ struct GroupTerms {
 // several terms, the rows as floats and whether all numbers of a row are finite.
 template <int W, typename Products, int Terms>
 struct TermInput {
-  static constexpr std::int64_t kRows = kTermTileRows<W, Terms>;
+  static constexpr std::int64_t kRows = kTermTileRows<Terms>;
   static constexpr bool kExact = Terms > 1;
   using Group = GroupTerms<TermSums<Products, Terms>::kCount>;
 

@@ -21,7 +21,6 @@ class TermStream {
   using Group = typename Input::Group;
   using Sums = TermSums<Products, Terms>;
   static constexpr int kSums = Sums::kCount;
-  static constexpr int kParts = kPanelRows / W;
   // Vectors of outputs whose sums stay in registers.
   static constexpr int kVectors = 2 * Rows * Terms <= kTermSums<W> ? 2 : 1;
   static constexpr std::int64_t kLine = 4 * kPanelRows, kAhead = 4 * kAheadBytes;

@@ -24,12 +24,11 @@ struct LinearTile {
   static constexpr std::int64_t kItemOutputs = 128;
 };
 
-// Sums of whole numbers that stay in registers beside what they are made of, and the rows of x whose terms have theirs in one
-// vector of outputs.
+// Sums of whole numbers that stay in registers beside what they are made of, and rows of x whose terms have theirs there.
 template <int W>
 constexpr int kTermSums = W == 16 ? 24 : 12;
-template <int W, int Terms>
-constexpr std::int64_t kTermTileRows = Terms == 1 ? 6 : 12 / Terms > 4 ? 4 : 12 / Terms;
+template <int Terms>
+constexpr std::int64_t kTermTileRows = Terms == 1 ? 6 : 4;
 
 enum class Path : std::int64_t { stream, tiles, terms, rounded_terms, matrix_rows, matrix_codes, matrix_dots };
 

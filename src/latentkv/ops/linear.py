@@ -100,7 +100,7 @@ def linear_groups(
     x [sum(counts), in] to [sum(counts), out]; with `gates`, each stretch is `silu(gate(x)) * projection(x)`. All
     projections have one shape.
     """
-    pieces = []
+    pieces: list[Tensor] = []
     for index, rows in enumerate(torch.split(x, list(counts))):
         if gates is None:
             pieces += linear_stack(rows, (projections[index],), narrow=narrow)

@@ -22,17 +22,17 @@ struct Dot {
   using Halves = typename Lanes<std::int16_t, 2 * W>::type;
   using Bytes = typename Lanes<std::int8_t, W>::type;
 
-  // Up to how many rows of x dot products as exact as floats beat widening; whether those of rounded numbers do for many
-  // rows; whether products of int8 add up in 32 bits.
+  // Up to how many rows of x dot products as exact as floats beat widening; whether those of rounded numbers do for any rows;
+  // whether products of int8 add up in 32 bits.
 #if defined(__AVX512VNNI__) || defined(__ARM_FEATURE_DOTPROD)
-  static constexpr std::int64_t kTermRows = 4;
-  static constexpr bool kTiles = true, kBytes = true;
+  static constexpr std::int64_t kTermRows = 12;
+  static constexpr bool kRounded = true, kBytes = true;
 #elif defined(__AVX2__)
-  static constexpr std::int64_t kTermRows = 2;
-  static constexpr bool kTiles = true, kBytes = false;
+  static constexpr std::int64_t kTermRows = 6;
+  static constexpr bool kRounded = true, kBytes = false;
 #else
   static constexpr std::int64_t kTermRows = 0;
-  static constexpr bool kTiles = false, kBytes = false;
+  static constexpr bool kRounded = false, kBytes = false;
 #endif
 
   // The four bytes at `from` in every lane.
@@ -65,14 +65,17 @@ struct Dot {
   }
 #endif
 
-  // The same for codes of 0 to 15, at most eight times before total(): AVX2 then widens its sums once.
+  // The same for codes of 0 to 15, at most eight times before total(), `factor` (below 256) times what was added: AVX2 then widens
+  // its sums once.
 #if defined(__AVX512VNNI__) || !defined(__AVX2__)
+  static constexpr bool kNarrowSums = false;
   using Partial = I;
   static Partial add_codes(Partial sum, U codes, U x) { return add_bytes(sum, codes, x); }
-  static I total(Partial sum) { return sum; }
+  static I total(Partial sum, std::int32_t factor = 1) { return sum * factor; }
 #else
+  static constexpr bool kNarrowSums = true;
   using Partial = Halves;
-  static I total(Partial sum) { return add_pairs(I{}, (U)sum, U{} + 0x00010001u); }
+  static I total(Partial sum, std::uint32_t factor = 1) { return add_pairs(I{}, (U)sum, U{} + 0x00010001u * factor); }
   static Partial add_codes(Partial sum, U codes, U x) {
 #if defined(__AVX512BW__)
     return sum + (Halves)_mm512_maddubs_epi16((__m512i)codes, (__m512i)x);

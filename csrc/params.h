@@ -180,7 +180,8 @@ struct LinearJob {
   Matrix out;
   Matrix residual;  // data or null; may be `out` itself
   float factor;
-  Norm norm;  // weight or null
+  Norm norm;    // weight or null
+  bool narrow;  // x, normed, is rounded to bf16 first
 };
 
 // Jobs that follow each other and have one x prepare it once.

@@ -150,15 +150,14 @@ struct Simd {
     return __builtin_convertvector(half, U);
   }
 
-  // To nearest, ties to even. NaN becomes a quiet NaN of the same sign: rounding its bits could make it an infinity.
-  static H narrow(F value) {
+  // The nearest bf16, ties to even. NaN becomes a quiet NaN of the same sign: rounding its bits could make it an infinity.
+  static F round_bf16(F value) {
     const U bits = (U)value;
-    const U round_up = 0x7fffu + ((bits >> 16) & 1u);
-    const U is_nan = (U)(value != value);
-    const U rounded = (bits + round_up) >> 16;
-    const U quiet = (bits >> 16) | 0x40u;
-    return __builtin_convertvector((is_nan & quiet) | (~is_nan & rounded), H);
+    const U rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+    return (F)(choose((U)(value != value), bits | 0x400000u, rounded) & 0xffff0000u);
   }
+
+  static H narrow(F value) { return __builtin_convertvector((U)round_bf16(value) >> 16, H); }
 
   static F widen_f16(H half) {
 #if defined(__AVX512F__)

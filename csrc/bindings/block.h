@@ -21,7 +21,7 @@ struct BlockStep {
   AngleTable angles;
   AttentionPlan plan;
   std::int64_t projected_tokens;  // what per-head products compute at least, filled up with zeros
-  bool integer;
+  bool integer, narrow;  // how x may and must be rounded: LinearCall
   int threads;
 };
 
@@ -31,7 +31,7 @@ constexpr int kBlockParts = 3;
 // Memory of a call, used by one block after the other, and where its time went.
 class BlockMemory {
  public:
-  explicit BlockMemory(const BlockStep& step) : linear(step.isa, step.integer, step.threads) {}
+  explicit BlockMemory(const BlockStep& step) : linear(step.isa, step.integer, step.narrow, step.threads) {}
 
   // What ran since the last lap was this part.
   void lap(BlockPart part) {

@@ -81,14 +81,14 @@ void run(LinearCall& call) {
 
 // outs[i] = factor * (x weights[i]ᵀ + bias) + residual.
 void linear(const Isa& isa, nb::handle x, nb::tuple weights, nb::tuple outs, nb::handle residual, float factor,
-            nb::handle norm, float eps, bool integer, int threads) {
+            nb::handle norm, float eps, bool integer, bool narrow, int threads) {
   if (weights.size() != outs.size()) refuse("outs", std::to_string(weights.size()), std::to_string(outs.size()));
   LinearJob job{};
   job.x = matrix_of(x, "x", kFloats);
   job.factor = factor;
   job.norm = norm_of(norm, "norm", job.x.cols, eps);
   if (!residual.is_none()) job.residual = matrix_of(residual, "residual", kFloats);
-  LinearCall call(isa, integer, threads);
+  LinearCall call(isa, integer, narrow, threads);
   for (std::size_t i = 0; i < weights.size(); ++i) {
     job.weight = &map_of(weights[i]);
     job.out = matrix_of(outs[i], "out", kFloats);
@@ -99,7 +99,7 @@ void linear(const Isa& isa, nb::handle x, nb::tuple weights, nb::tuple outs, nb:
 
 // out = silu(x gateᵀ) * (x upᵀ).
 void linear_gated(const Isa& isa, nb::handle x, nb::handle gate, nb::handle up, nb::handle out, nb::handle norm,
-                  float eps, bool integer, int threads) {
+                  float eps, bool integer, bool narrow, int threads) {
   LinearJob job{};
   job.x = matrix_of(x, "x", kFloats);
   job.factor = 1.0f;
@@ -107,17 +107,17 @@ void linear_gated(const Isa& isa, nb::handle x, nb::handle gate, nb::handle up, 
   job.gate = &map_of(gate);
   job.out = matrix_of(out, "out", kFloats);
   job.norm = norm_of(norm, "norm", job.x.cols, eps);
-  LinearCall call(isa, integer, threads);
+  LinearCall call(isa, integer, narrow, threads);
   call.add(job);
   run(call);
 }
 
 // Rows of x in stretches, counts[i] of them for weights[i]: out = x weightᵀ, or silu(x gateᵀ) * (x weightᵀ).
 void linear_groups(const Isa& isa, nb::handle x, nb::tuple counts, nb::tuple weights, nb::handle gates, nb::handle out,
-                   bool integer, int threads) {
+                   bool integer, bool narrow, int threads) {
   const Matrix from = matrix_of(x, "x", kFloats), to = matrix_of(out, "out", kFloats);
   if (weights.size() != counts.size()) refuse("counts", std::to_string(weights.size()), std::to_string(counts.size()));
-  LinearCall call(isa, integer, threads);
+  LinearCall call(isa, integer, narrow, threads);
   std::int64_t row = 0;
   for (std::size_t i = 0; i < weights.size(); ++i) {
     const auto count = nb::cast<std::int64_t>(counts[i]);
@@ -147,11 +147,11 @@ void bind_linear(nb::module_& module, nb::class_<Isa>& isa) {
   module.def("grouped_weight", &grouped_weight, nb::arg("codes"), nb::arg("scales"), nb::arg("minima").none(),
              nb::arg("bias").none(), nb::arg("rows"), nb::arg("cols"), nb::arg("group"), nb::arg("zero"));
   isa.def("linear", &linear, nb::arg("x"), nb::arg("weights"), nb::arg("outs"), nb::arg("residual").none(),
-          nb::arg("factor"), nb::arg("norm").none(), nb::arg("eps"), nb::arg("integer"), nb::arg("threads"));
+          nb::arg("factor"), nb::arg("norm").none(), nb::arg("eps"), nb::arg("integer"), nb::arg("narrow"), nb::arg("threads"));
   isa.def("linear_gated", &linear_gated, nb::arg("x"), nb::arg("gate"), nb::arg("up"), nb::arg("out"),
-          nb::arg("norm").none(), nb::arg("eps"), nb::arg("integer"), nb::arg("threads"));
+          nb::arg("norm").none(), nb::arg("eps"), nb::arg("integer"), nb::arg("narrow"), nb::arg("threads"));
   isa.def("linear_groups", &linear_groups, nb::arg("x"), nb::arg("counts"), nb::arg("weights"), nb::arg("gates").none(),
-          nb::arg("out"), nb::arg("integer"), nb::arg("threads"));
+          nb::arg("out"), nb::arg("integer"), nb::arg("narrow"), nb::arg("threads"));
 }
 
 }  // namespace latentkv

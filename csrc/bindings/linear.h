@@ -24,10 +24,12 @@ void check_gate(const LinearWeight& weight, const LinearWeight& gate);
 // Rows first ... first + count - 1.
 Matrix rows_of(const Matrix& matrix, std::int64_t first, std::int64_t count);
 
-// Jobs of as many rows as the kernel wants. After a run it is as new, and keeps its memory.
+// Jobs of as many rows as the kernel wants, all with one rounding of x: to whole numbers where that is faster (`integer`), or
+// to bf16 (`narrow`). After a run it is as new, and keeps its memory.
 class LinearCall {
  public:
-  LinearCall(const Isa& isa, bool integer, int threads) : isa_(isa), integer_(integer), threads_(threads < 1 ? 1 : threads) {}
+  LinearCall(const Isa& isa, bool integer, bool narrow, int threads)
+      : isa_(isa), integer_(integer), narrow_(narrow), threads_(threads < 1 ? 1 : threads) {}
 
   // Throws ShapeError for sizes that do not fit together, Declined for a gate of another format than the weight.
   void add(const LinearJob& job);
@@ -35,7 +37,7 @@ class LinearCall {
 
  private:
   const Isa& isa_;
-  bool integer_;
+  bool integer_, narrow_;
   int threads_;
   std::vector<LinearJob> jobs_;
 };

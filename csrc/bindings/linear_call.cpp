@@ -31,10 +31,11 @@ Matrix rows_of(const Matrix& matrix, std::int64_t first, std::int64_t count) {
 void LinearCall::add(const LinearJob& job) {
   check_job(job);
   if (job.out.cols == 0) return;
-  const std::int64_t rows = isa_.kernels->linear_rows(job, integer_);
+  LinearJob part = job;
+  part.narrow = narrow_;
+  const std::int64_t rows = isa_.kernels->linear_rows(part, integer_);
   for (std::int64_t row = 0; row < job.x.rows; row += rows) {
     const std::int64_t count = job.x.rows - row < rows ? job.x.rows - row : rows;
-    LinearJob part = job;
     part.x = rows_of(job.x, row, count);
     part.out = rows_of(job.out, row, count);
     if (job.residual.data != nullptr) part.residual = rows_of(job.residual, row, count);

@@ -20,7 +20,7 @@ Matrix head_of(const void* data, DType dtype, std::int64_t head_stride, std::int
 
 void run_as_linear(const Isa& isa, const ProjectParams& p, Buffer& scratch) {
   std::vector<LinearWeight> maps(p.heads);
-  LinearCall call(isa, false, p.threads);
+  LinearCall call(isa, false, false, p.threads);
   for (std::int64_t h = 0; h < p.heads; ++h) {
     const Matrix w = head_of(p.w, p.w_dtype, p.w_head_stride, h, p.out_width, p.x.width, p.w_row_stride);
     maps[h].format = w.dtype == DType::f32 ? WeightFormat::f32 : WeightFormat::bf16;
@@ -30,7 +30,7 @@ void run_as_linear(const Isa& isa, const ProjectParams& p, Buffer& scratch) {
     maps[h].row_stride = w.stride;
     const Matrix x = head_of(p.x.data, p.x.dtype, p.x.head_stride, h, p.tokens, p.x.width, p.x.token_stride);
     const Matrix out = head_of(p.out, p.out_dtype, p.out_head_stride, h, p.tokens, p.out_width, p.out_token_stride);
-    call.add({x, &maps[h], nullptr, out, {}, 1.0f, {}});
+    call.add({x, &maps[h], nullptr, out, {}, 1.0f, {}, false});
   }
   call.run(scratch);
 }

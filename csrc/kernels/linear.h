@@ -7,7 +7,6 @@
 
 #include <omp.h>
 
-#include "kernels/linear_dots.h"
 #include "kernels/linear_finish.h"
 #include "kernels/linear_matrix.h"
 #include "kernels/linear_stream.h"
@@ -23,11 +22,13 @@ constexpr std::int64_t kParallelProducts = 1 << 16;
 constexpr std::int64_t kSharedInput = 1 << 14;
 
 constexpr std::int64_t kMatrixItemOutputs = 256;
+// Up to so many rows rounded dot products on vectors beat those on matrix tiles.
+constexpr std::int64_t kMatrixDotRows = 24;
 
 // Scratch of a thread for weights on their way to the multipliers.
 template <int W>
 constexpr std::int64_t panel_floats() {
-  const std::int64_t tiles = larger(LinearTile<W>::kDepth * LinearTile<W>::kOutputs, DotTile<W>::kPanelFloats);
+  const std::int64_t tiles = LinearTile<W>::kDepth * LinearTile<W>::kOutputs;
   return kHasTiles ? larger(tiles, kMatrixPanelFloats + kMatrixProductFloats) : tiles;
 }
 
@@ -39,16 +40,31 @@ struct JobPlan {
   std::int64_t sum_stride;  // from one row of an item's sums to the next
 };
 
+inline bool is_terms(Path path) { return path == Path::terms || path == Path::rounded_terms; }
+
+// body<Products, Terms>() as the job and its path want it.
+template <int W, typename Body>
+auto with_terms(const LinearJob& job, Path path, Body body) {
+  const auto with = [&]<typename Products>() {
+    return path == Path::terms ? body.template operator()<Products, kExactTerms<Products>>() : body.template operator()<Products, 1>();
+  };
+  return job.weight->format == WeightFormat::int4 ? with.template operator()<NibbleProducts<W>>()
+                                                  : with.template operator()<ByteProducts<W>>();
+}
+
 template <int W>
 Path path_of(const LinearJob& job, bool integer) {
-  const bool grouped = is_grouped(*job.weight), dots = integer && grouped;
-  if (kHasTiles && job.x.rows > kStreamRows) {
-    if (job.weight->format == WeightFormat::bf16) return Path::matrix_rows;
-    if (grouped && job.weight->group % kTileDepth == 0 && kStepInputs % job.weight->group == 0) return dots ? Path::matrix_dots : Path::matrix_codes;
+  const LinearWeight& weight = *job.weight;
+  const std::int64_t rows = job.x.rows;
+  if (!is_grouped(weight)) {
+    if (kHasTiles && rows > kStreamRows && weight.format == WeightFormat::bf16) return Path::matrix_rows;
+    return rows <= kFloatStreamRows<W> ? Path::stream : Path::tiles;
   }
-  if (grouped && job.x.rows <= Dot<W>::kTermRows) return Path::terms;
-  if (job.x.rows <= (grouped ? kStreamRows : kFloatStreamRows<W>)) return Path::stream;
-  return dots && Dot<W>::kTiles ? Path::dot_tiles : Path::tiles;
+  const bool matrix = kHasTiles && weight.group % kTileDepth == 0;
+  if (integer && Dot<W>::kRounded) return matrix && rows > kMatrixDotRows ? Path::matrix_dots : Path::rounded_terms;
+  if (rows <= Dot<W>::kTermRows) return Path::terms;
+  if (matrix && rows > kStreamRows) return Path::matrix_codes;
+  return rows <= kStreamRows ? Path::stream : Path::tiles;
 }
 
 // Where everything of a call lies in the scratch: plans, prepared inputs, then each thread's own.
@@ -73,7 +89,7 @@ class LinearPlan {
         input_elements_ += job.x.rows * job.x.cols;
       }
       plan.item_outputs = item_outputs(job, plan.path);
-      plan.sum_stride = plan.item_outputs + (plan.path == Path::stream || plan.path == Path::terms ? 0 : kTileRows);
+      plan.sum_stride = plan.item_outputs + (plan.path == Path::stream || is_terms(plan.path) ? 0 : kTileRows);
       plan.item_count = job.x.rows == 0 ? 0 : (job.weight->rows + plan.item_outputs - 1) / plan.item_outputs;
       units_ += plan.unit_count;
       items_ += plan.item_count;
@@ -109,17 +125,15 @@ class LinearPlan {
   }
 
   static std::int64_t bytes_of_input(const LinearJob& job, Path path) {
-    if (path == Path::terms) return job.x.rows * term_row_bytes<W>(job);
-    if (path == Path::dot_tiles) {
-      const bool four = job.weight->format == WeightFormat::int4;
-      return four ? DotInput<W, NibbleProducts<W>>(nullptr, job).bytes() : DotInput<W, ByteProducts<W>>(nullptr, job).bytes();
+    if (is_terms(path)) {
+      return with_terms<W>(job, path, [&]<typename Products, int Terms>() { return TermInput<W, Products, Terms>(nullptr, job).bytes(); });
     }
     if (!is_matrix(path)) return input_bytes<W>(job, path);
     return terms_of(job, path) == 1 ? MatrixInput<1>(nullptr, job).bytes() : MatrixInput<3>(nullptr, job).bytes();
   }
 
   std::int64_t item_outputs(const LinearJob& job, Path path) const {
-    if (path == Path::tiles || path == Path::dot_tiles) {
+    if (path == Path::tiles) {
       const std::int64_t by_share = padded((job.weight->rows + 4 * p_.threads - 1) / (4 * p_.threads), LinearTile<W>::kOutputs);
       return larger(LinearTile<W>::kOutputs, smaller(by_share, LinearTile<W>::kItemOutputs));
     }
@@ -162,10 +176,10 @@ class LinearItem {
  private:
   void multiply(const LinearWeight& weight, std::int64_t first, std::int64_t count, float* sums) const {
     switch (plan_.path) {
-      case Path::stream: return stream(weight, {first, count, sums, plan_.item_outputs});
+      case Path::stream: return stream(weight, {first, count, sums, plan_.sum_stride});
       case Path::tiles: return TileMultiplier<W>(weight, job_.x.rows, x_, memory_).run(first, count, sums, plan_.sum_stride);
-      case Path::terms: return terms(weight, {first, count, sums, plan_.item_outputs});
-      case Path::dot_tiles: return dot_tiles(weight, {first, count, sums, plan_.sum_stride});
+      case Path::terms:
+      case Path::rounded_terms: return terms(weight, {first, count, sums, plan_.sum_stride});
       case Path::matrix_rows: return matrix_rows(weight, {first, count, sums, plan_.sum_stride});
       case Path::matrix_codes: return matrix_codes(weight, {first, count, sums, plan_.sum_stride});
       case Path::matrix_dots:
@@ -225,33 +239,29 @@ class LinearItem {
   }
 
   void terms(const LinearWeight& weight, const Outputs& out) const {
-    const auto row = [&](std::int64_t r) { return term_row<W>(job_, x_, smaller(r, job_.x.rows - 1)); };
-    const TermRow x[4] = {row(0), row(1), row(2), row(3)};
-    weight.format == WeightFormat::int4 ? term_stream<NibbleProducts<W>>(weight, x, out)
-                                        : term_stream<ByteProducts<W>>(weight, x, out);
-    for (std::int64_t r = 0; r < job_.x.rows; ++r) {
-      if (!*x[r].is_finite) code_stream<W, 1>(weight, x[r].floats, 0, {out.first, out.count, out.values + r * out.stride, 0});
+    with_terms<W>(job_, plan_.path, [&]<typename Products, int Terms>() {
+      const TermInput<W, Products, Terms> x(x_, job_);
+      for (std::int64_t tile = 0; tile < x.tiles.count; ++tile) term_tile(weight, x, tile, out);
+      for (std::int64_t r = 0; Terms > 1 && r < job_.x.rows; ++r) {
+        if (!*x.is_finite(r)) code_stream<W, 1>(weight, x.floats(r), 0, {out.first, out.count, out.values + r * out.stride, 0});
+      }
+    });
+  }
+
+  template <typename Products, int Terms>
+  static void term_tile(const LinearWeight& weight, const TermInput<W, Products, Terms>& x, std::int64_t tile, Outputs out) {
+    out.values += x.tiles.first(tile) * out.stride;
+    switch (x.tiles.rows(tile)) {
+      case 1: return TermStream<W, 1, Products, Terms>(weight, x, tile).run(out);
+      case 2: return TermStream<W, 2, Products, Terms>(weight, x, tile).run(out);
+      case 3: return TermStream<W, 3, Products, Terms>(weight, x, tile).run(out);
+      case 4: return TermStream<W, 4, Products, Terms>(weight, x, tile).run(out);
+      case 5:
+        if constexpr (Terms == 1) return TermStream<W, 5, Products, Terms>(weight, x, tile).run(out);
+        break;
+      default:
+        if constexpr (Terms == 1) return TermStream<W, 6, Products, Terms>(weight, x, tile).run(out);
     }
-  }
-
-  template <typename Products>
-  void term_stream(const LinearWeight& weight, const TermRow* x, const Outputs& out) const {
-    switch (job_.x.rows) {
-      case 1: return TermStream<W, 1, Products>(weight, x).run(out);
-      case 2: return TermStream<W, 2, Products>(weight, x).run(out);
-      case 3: return TermStream<W, 3, Products>(weight, x).run(out);
-      default: return TermStream<W, 4, Products>(weight, x).run(out);
-    }
-  }
-
-  void dot_tiles(const LinearWeight& weight, const Outputs& out) const {
-    weight.format == WeightFormat::int4 ? dots<NibbleProducts<W>>(weight, out) : dots<ByteProducts<W>>(weight, out);
-  }
-
-  template <typename Products>
-  void dots(const LinearWeight& weight, const Outputs& out) const {
-    const DotInput<W, Products> x(x_, job_);
-    DotMultiplier<W, Products>(weight, x, memory_).run(out.first, out.count, out.values, out.stride);
   }
 
   const LinearJob& job_;
@@ -283,10 +293,8 @@ void prepare_unit(const LinearJob& job, const JobPlan& plan, std::int64_t unit, 
       return;
     }
   }
-  if (plan.path == Path::terms) return prepare_terms<W>(job, unit, to);
-  if (plan.path == Path::dot_tiles) {
-    const bool four = job.weight->format == WeightFormat::int4;
-    return four ? DotInput<W, NibbleProducts<W>>(to, job).prepare(job, unit) : DotInput<W, ByteProducts<W>>(to, job).prepare(job, unit);
+  if (is_terms(plan.path)) {
+    return with_terms<W>(job, plan.path, [&]<typename Products, int Terms>() { TermPreparer<W, Products, Terms>(job, to, unit).run(); });
   }
   prepare_row<W>(job, plan.path, unit, to);
 }

@@ -6,13 +6,12 @@
 
 namespace latentkv::LATENTKV_ISA {
 
-// Rows of x are dealt out to as few tiles as possible, evenly.
-template <int W>
+// Rows of x are dealt out to as few tiles of at most `most` as possible, evenly.
 struct RowTiles {
   std::int64_t count, each, extra;
 
-  explicit RowTiles(std::int64_t rows)
-      : count((rows + LinearTile<W>::kRows - 1) / LinearTile<W>::kRows),
+  RowTiles(std::int64_t rows, std::int64_t most)
+      : count((rows + most - 1) / most),
         each(count == 0 ? 0 : rows / count),
         extra(count == 0 ? 0 : rows % count) {}
 
@@ -26,7 +25,7 @@ struct RowTiles {
 
 // Where row `row` of tile `tile` begins for one step of kDepth inputs.
 template <int W>
-float* tile_row(char* memory, const RowTiles<W>& tiles, std::int64_t step, std::int64_t tile, std::int64_t row) {
+float* tile_row(char* memory, const RowTiles& tiles, std::int64_t step, std::int64_t tile, std::int64_t row) {
   using T = LinearTile<W>;
   return reinterpret_cast<float*>(memory) + ((step * tiles.count + tile) * T::kRows + row) * T::kDepth;
 }
@@ -42,7 +41,7 @@ std::int64_t input_bytes(const LinearJob& job, Path path) {
   using T = LinearTile<W>;
   const std::int64_t cols = job.x.cols;
   if (path == Path::stream) return job.x.rows * stream_stride<W>(cols) * 4;
-  return RowTiles<W>(job.x.rows).count * T::kRows * padded(cols, T::kDepth) * 4;
+  return RowTiles(job.x.rows, T::kRows).count * T::kRows * padded(cols, T::kDepth) * 4;
 }
 
 // bf16 weights are read in pairs, x then has to lie so too.
@@ -72,11 +71,11 @@ class InputRow {
   // `count` elements from `at` on; writes up to a multiple of W.
   void widen(std::int64_t at, std::int64_t count, float* to) const {
     job_.x.dtype == DType::f32 ? widen_from<float>(at, count, to) : widen_from<bf16>(at, count, to);
-    if (job_.norm.weight == nullptr) return;
-    for (std::int64_t i = 0; i < count; i += W) {
+    for (std::int64_t i = 0; i < count && job_.norm.weight != nullptr; i += W) {
       const F weight = load_any<W>(job_.norm.weight, job_.norm.dtype, at + i, count - i);
       S::store(to + i, S::load(to + i) * S::broadcast(inverse_) * weight);
     }
+    for (std::int64_t i = 0; i < count && job_.narrow; i += W) S::store(to + i, S::round_bf16(S::load(to + i)));
   }
 
   // For streams: all elements, each whole 2 * W of them with the even ones first if `pairs`.
@@ -156,7 +155,7 @@ void prepare_row(const LinearJob& job, Path path, std::int64_t row, char* memory
   if (path == Path::stream) {
     from.stream(wants_pairs(*job.weight), reinterpret_cast<float*>(memory) + row * stream_stride<W>(cols));
   } else {
-    const RowTiles<W> tiles(job.x.rows);
+    const RowTiles tiles(job.x.rows, T::kRows);
     const std::int64_t tile = tiles.tile_of(row);
     for (std::int64_t at = 0; at < cols; at += T::kDepth) {
       const auto to = tile_row<W>(memory, tiles, at / T::kDepth, tile, row - tiles.first(tile));

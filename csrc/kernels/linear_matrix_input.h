@@ -16,9 +16,9 @@ constexpr std::int64_t kMatrixPanelFloats = 2 * kStepInputs / kTileDepth * kTile
 constexpr std::int64_t kMatrixPanelLines = kMatrixPanelFloats / 16;
 constexpr std::int64_t kMatrixProductFloats = 4 * kTileRows * kTileRows;
 
-// A bf16 x needs one term, unless a norm makes it a float32.
+// A bf16 x needs one term, unless a norm makes it a float32 that is not rounded.
 inline int terms_of(const LinearJob& job, Path path) {
-  const bool whole = path == Path::matrix_dots || (job.x.dtype == DType::bf16 && job.norm.weight == nullptr);
+  const bool whole = path == Path::matrix_dots || job.narrow || (job.x.dtype == DType::bf16 && job.norm.weight == nullptr);
   return whole ? 1 : 3;
 }
 

@@ -79,15 +79,18 @@ class Unpacker {
     return words;
   }
 
+  // Conditions stand inside of the loops: with one in its head GCC 12 does not unroll, and words then go through the stack.
   static void store_block(const F* words, float* to, const float*, std::int64_t count) {
 #pragma GCC unroll 16
-    for (int i = 0; i < W && i < count; ++i) S::store(to + i * kOutputs, words[i]);
+    for (int i = 0; i < W; ++i) {
+      if (i < count) S::store(to + i * kOutputs, words[i]);
+    }
   }
 
   static void store_block(const F* words, float* to, const bf16*, std::int64_t count) {
 #pragma GCC unroll 16
-    for (int i = 0; i < W && 2 * i < count; ++i) {
-      S::store(to + 2 * i * kOutputs, (F)((U)words[i] << 16));
+    for (int i = 0; i < W; ++i) {
+      if (2 * i < count) S::store(to + 2 * i * kOutputs, (F)((U)words[i] << 16));
       if (2 * i + 1 < count) S::store(to + (2 * i + 1) * kOutputs, (F)((U)words[i] & 0xffff0000u));
     }
   }
@@ -147,7 +150,7 @@ class TileMultiplier {
  public:
   // `x`: prepared (tile_row); `panel`: kDepth * kOutputs floats of scratch.
   TileMultiplier(const LinearWeight& weight, std::int64_t rows, char* x, float* panel)
-      : weight_(weight), tiles_(rows), x_(x), panel_(panel) {}
+      : weight_(weight), tiles_(rows, T::kRows), x_(x), panel_(panel) {}
 
   // values [rows][stride], padded to whole panels.
   void run(std::int64_t first, std::int64_t count, float* values, std::int64_t stride) const {
@@ -195,7 +198,7 @@ class TileMultiplier {
   }
 
   const LinearWeight& weight_;
-  RowTiles<W> tiles_;
+  RowTiles tiles_;
   char* x_;
   float* panel_;
 };

@@ -24,7 +24,13 @@ struct LinearTile {
   static constexpr std::int64_t kItemOutputs = 128;
 };
 
-enum class Path : std::int64_t { stream, tiles, terms, dot_tiles, matrix_rows, matrix_codes, matrix_dots };
+// Sums of whole numbers that stay in registers beside what they are made of, and rows of x whose terms have theirs there.
+template <int W>
+constexpr int kTermSums = W == 16 ? 24 : 12;
+template <int Terms>
+constexpr std::int64_t kTermTileRows = Terms == 1 ? 6 : 4;
+
+enum class Path : std::int64_t { stream, tiles, terms, rounded_terms, matrix_rows, matrix_codes, matrix_dots };
 
 constexpr std::int64_t padded(std::int64_t value, std::int64_t step) { return (value + step - 1) / step * step; }
 constexpr std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }

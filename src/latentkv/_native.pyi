@@ -92,6 +92,7 @@ class Isa:
         norm: Any | None,
         eps: float,
         integer: bool,
+        narrow: bool,
         threads: int,
     ) -> None: ...
     def linear_gated(
@@ -103,6 +104,7 @@ class Isa:
         norm: Any | None,
         eps: float,
         integer: bool,
+        narrow: bool,
         threads: int,
     ) -> None: ...
     def linear_groups(
@@ -113,6 +115,7 @@ class Isa:
         gates: tuple[Weight, ...] | None,
         out: Any,
         integer: bool,
+        narrow: bool,
         threads: int,
     ) -> None: ...
     def run_blocks(
@@ -129,6 +132,7 @@ class Isa:
         plan: tuple[Any, Any, Any, int],
         projected_tokens: int,
         integer: bool,
+        narrow: bool,
         threads: int,
     ) -> tuple[int, tuple[float, float, float]]: ...
 

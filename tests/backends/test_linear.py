@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 from latentkv.backends.isa import available_isas
 from latentkv.backends.kernels import Kernels, choose_kernels, native_kernels
 from latentkv.errors import ShapeError
 from latentkv.ops.linear import InputNorm, Projection
-from latentkv.ops.quantized import GroupedWeight, quantize
+from latentkv.ops.quantized import GroupedWeight
 from support.compare import assert_close
 from support.hostile import strided_normal
+from support.projections import FORMATS, exact_linear, make_projection, wide
 
 FLOATS = (torch.float32, torch.bfloat16)
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-FORMATS = ("float32", "bfloat16", "int8", "int4")
 ROWS = (0, 1, 2, 3, 4, 5, 6, 7, 13, 16, 17)
 # Outputs and inputs at every boundary of vectors, panels and steps of the kernels.
 SHAPES = ((1, 1), (3, 7), (16, 32), (33, 65), (65, 259), (130, 600))
@@ -29,28 +28,6 @@ every_isa = pytest.mark.parametrize("isa", available_isas())
 def exact(name: str) -> Kernels:
     """Kernels that round no activations."""
     return native_kernels(name.removeprefix("native:"), integer=False) if name != "portable" else choose_kernels(name)
-
-
-def make_projection(
-    format: str, outputs: int, inputs: int, *, group: int = 32, bias: bool = False, seed: int = 1
-) -> Projection:
-    """Weights of size 1 / sqrt(in), so that results are of size 1."""
-    weight = strided_normal(outputs, inputs, seed=seed) / inputs**0.5
-    made: Tensor | GroupedWeight = (
-        quantize(weight, format=format, group=group) if format.startswith("int") else weight.to(getattr(torch, format))
-    )
-    return Projection(made, torch.randn(outputs, generator=torch.Generator().manual_seed(seed)) if bias else None)
-
-
-def wide(projection: Projection) -> tuple[Tensor, Tensor | float]:
-    weight = projection.weight
-    dense = weight.dequantized() if isinstance(weight, GroupedWeight) else weight
-    return dense.double(), 0.0 if projection.bias is None else projection.bias.double()
-
-
-def exact_linear(x: Tensor, projection: Projection) -> Tensor:
-    weight, bias = wide(projection)
-    return x.double() @ weight.T + bias
 
 
 @every_kernels
@@ -108,54 +85,6 @@ def test_bfloat16_activations_are_rounded_once(name: str, format: str) -> None:
         assert_close(got, exact_linear(x, projection), tolerance="bfloat16")
 
 
-def rounded(x: Tensor, group: int, largest: int) -> Tensor:
-    """x as the kernels see it: whole numbers up to `largest` times a scale for each group.
-
-    The product with the factor, a float32, is rounded once, to a whole number: kernels add what rounds it in the same
-    instruction. A float32 product in between would send numbers near a half the other way.
-    """
-    grouped = x.float().unflatten(1, (-1, group))
-    most = grouped.abs().amax(-1, keepdim=True)
-    # `largest / most` would be most.reciprocal() * largest, another number than the quotient.
-    factor = torch.full_like(most, largest) / most
-    codes = torch.where(most > 0, grouped.double() * factor.double(), 0).round()
-    return (codes * (most / largest).double()).flatten(1)
-
-
-@every_isa
-@pytest.mark.parametrize("format", FORMATS[2:])
-@pytest.mark.parametrize("group", [16, 32, 128])
-def test_rounded_activations_err_by_their_rounding_and_nothing_else(isa: str, format: str, group: int) -> None:
-    """Products of whole numbers are exact, so against the rounded x only float32's error remains."""
-    kernels, plain = native_kernels(isa), native_kernels(isa, integer=False)
-    for outputs, inputs in ((17, 128), (70, 384)):
-        projection = make_projection(format, outputs, inputs, group=group)
-        weight, _ = wide(projection)
-        for rows in ROWS:
-            x = strided_normal(rows, inputs)
-            (got,) = kernels.linear_stack(x, [projection])
-            if rows and torch.equal(got, plain.linear_stack(x, [projection])[0]):
-                continue
-            # Where products of int8 would overflow x is rounded to int16, and is then hundreds of times nearer.
-            near = (got.double() - exact_linear(x, projection)).abs().max().item() < 1e-3 if rows else False
-            largest = 32767 if format == "int8" and near else 127
-            assert_close(got, rounded(x, group, largest) @ weight.T, tolerance="float32")
-
-
-@every_isa
-@pytest.mark.parametrize("format", FORMATS[2:])
-@pytest.mark.parametrize("rows", [1, 9])
-def test_the_error_of_rounded_activations_is_bounded(isa: str, format: str, rows: int) -> None:
-    """|error| <= the sum over the groups of (largest |x| / 254) times the sum of |w|, as docs/linear.md says."""
-    projection = make_projection(format, 33, 256)
-    x = strided_normal(rows, 256)
-    (got,) = native_kernels(isa).linear_stack(x, [projection])
-    weight, _ = wide(projection)
-    largest = x.double().unflatten(1, (-1, 32)).abs().amax(-1)
-    bound = largest @ weight.abs().unflatten(1, (-1, 32)).sum(-1).T / 254
-    assert ((got.double() - exact_linear(x, projection)).abs() <= bound + 1e-5).all()
-
-
 @every_isa
 @pytest.mark.parametrize("integer", [False, True])
 @pytest.mark.parametrize("format", FORMATS)
@@ -204,17 +133,6 @@ def test_exact_activations_lose_no_more_than_floats(isa: str, format: str, rows:
         largest = x.double().unflatten(1, (-1, 32)).abs().amax(-1)
         bound = largest @ weight.abs().unflatten(1, (-1, 32)).sum(-1).T * 2**-20
         assert ((got.double() - exact_linear(x, projection)).abs() <= bound + 1e-40).all()
-
-
-@every_isa
-@pytest.mark.parametrize("format", FORMATS[2:])
-def test_activations_of_any_size_are_rounded_alike(isa: str, format: str) -> None:
-    kernels, projection = native_kernels(isa), make_projection(format, 20, 64)
-    x = strided_normal(2, 64)
-    (once,), (scaled,) = (kernels.linear_stack(x * factor, [projection]) for factor in (1.0, 2.0**60))
-    assert_close(scaled / 2.0**60, once, tolerance="float32")
-    (none,) = kernels.linear_stack(torch.zeros(2, 64), [projection])
-    assert not none.any()
 
 
 @every_kernels

@@ -104,8 +104,8 @@ def test_chat_renders_the_messages() -> None:
 def test_options_that_cannot_be_obeyed_are_refused() -> None:
     with pytest.raises(OptionError, match="params: expected one, or 2"):
         make().generate(["a", "b"], [greedy()])
-    for option in ({"dtype": "float32"}, {"attention": "gqa"}, {"deterministic": True}, {"memory_bytes": 9}):
-        with pytest.raises(OptionError, match="dtype, attention, deterministic and memory_bytes"):
+    for option in ({"dtype": "float32"}, {"attention": "gqa"}, {"activations": "bf16"}, {"memory_bytes": 9}):
+        with pytest.raises(OptionError, match="dtype, activations, attention, deterministic and memory_bytes"):
             make(**option)
     with pytest.raises(TypeError, match="page_size"):
         make(page_size=3)

@@ -92,8 +92,8 @@ def run(model: Model, kernels: Kernels, format: str, **execution: Any) -> tuple[
     return logits, cache.storage.view(torch.uint8)
 
 
-def assert_same(model: Model, format: str, **execution: Any) -> None:
-    kernels = native_kernels()
+def assert_same(model: Model, format: str, *, narrow: bool = False, **execution: Any) -> None:
+    kernels = native_kernels(narrow=narrow)
     apart, rows_apart = run(model, replace(kernels, blocks=None), format, **execution)
     whole, rows_whole = run(model, only_blocks(kernels), format, **execution)
     for got, want in zip(whole, apart, strict=True):
@@ -129,6 +129,17 @@ def test_every_format_on_every_instruction_set(
 @pytest.mark.parametrize("family", [MLA, GQA], ids=lambda family: family.name)
 def test_deterministic(family: Family, tmp_path: Path) -> None:
     assert_same(load(family, tmp_path, dtype="bfloat16"), "bf16", deterministic=True)
+
+
+def test_activations_rounded_to_bf16(tmp_path: Path) -> None:
+    model = load(MLA, tmp_path, dtype="float32", activations="bf16")
+    as_loaded, _ = run(model, model.execution.kernels, "f32")
+    assert_same(model, "f32", narrow=True)
+    rounded, _ = run(model, native_kernels(narrow=True), "f32")
+    exact, _ = run(model, native_kernels(), "f32")
+    for got, want, other in zip(as_loaded, rounded, exact, strict=True):
+        assert torch.equal(got, want)
+        assert not torch.equal(got, other)
 
 
 def test_a_model_seen_as_latents(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypedDict, Unpack
 
 import torch
@@ -116,29 +117,30 @@ class Kernels:
     fallbacks: Counter[str] = field(default_factory=Counter, compare=False)
 
 
-def portable_kernels() -> Kernels:
-    """The references, in plain PyTorch: every dtype and device."""
+def portable_kernels(*, narrow: bool = False) -> Kernels:
+    """The references, in plain PyTorch: every dtype and device. `narrow` as for `native_kernels`."""
     return Kernels(
         name="portable",
         rms_norm=norm.rms_norm,
         write_rows=LayerCache.write,
         rotate_query=rotate_query,
         write_latent=write_latent,
-        linear_stack=linear.linear_stack,
-        linear_gated=linear.linear_gated,
-        linear_groups=linear.linear_groups,
+        linear_stack=partial(linear.linear_stack, narrow=narrow),
+        linear_gated=partial(linear.linear_gated, narrow=narrow),
+        linear_groups=partial(linear.linear_groups, narrow=narrow),
     )
 
 
-def native_kernels(isa: str | None = None, *, integer: bool = True) -> Kernels:
+def native_kernels(isa: str | None = None, *, integer: bool = True, narrow: bool = False) -> Kernels:
     """The native kernels of instruction set `isa`; by default LATENTKV_ISA or the best one.
 
     integer: whether int8 and int4 weights may meet activations rounded to int8 (docs/linear.md)
+    narrow:  whether linear maps round their input, normed, to bfloat16
 
     Raises UnsupportedError without the extension, OptionError for a name that this build or CPU does not have.
     """
     native = _Native(find_isa(isa))
-    maps = NativeLinear(native.isa, native.fallbacks, integer=integer)
+    maps = NativeLinear(native.isa, native.fallbacks, integer=integer, narrow=narrow)
     return Kernels(
         name=f"native:{native.isa.name}",
         rms_norm=native.rms_norm,
@@ -153,19 +155,19 @@ def native_kernels(isa: str | None = None, *, integer: bool = True) -> Kernels:
     )
 
 
-def choose_kernels(name: str = "auto", *, integer: bool = True) -> Kernels:
+def choose_kernels(name: str = "auto", *, integer: bool = True, narrow: bool = False) -> Kernels:
     """The kernels called `name`: "auto", "portable", "native" or "native:ISA".
 
-    "auto" is native where the extension loads, else portable. `integer` as for `native_kernels`.
+    "auto" is native where the extension loads, else portable. `integer` and `narrow` as for `native_kernels`.
     Raises OptionError for an unknown name, UnsupportedError with the reason for a named one that cannot run here.
     """
     kind, _, isa = name.partition(":")
     if name == "auto":
-        return portable_kernels() if native_missing() else native_kernels(integer=integer)
+        return choose_kernels("portable" if native_missing() else "native", integer=integer, narrow=narrow)
     if name == "portable":
-        return portable_kernels()
+        return portable_kernels(narrow=narrow)
     if kind == "native":
-        return native_kernels(isa or None, integer=integer)
+        return native_kernels(isa or None, integer=integer, narrow=narrow)
     raise OptionError(sentence("kernels", expected="auto, portable, native or native:ISA", got=repr(name)))
 
 

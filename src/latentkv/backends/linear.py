@@ -68,14 +68,15 @@ class NativeLinear:
 
     integer: whether int8 and int4 weights may be multiplied with activations rounded to int8, in the weight's groups,
              where that is faster (docs/linear.md tells the error)
+    narrow:  whether activations, normed, are rounded to bfloat16 before they are multiplied
     """
 
-    def __init__(self, isa: Isa, fallbacks: Counter[str], *, integer: bool = True) -> None:
+    def __init__(self, isa: Isa, fallbacks: Counter[str], *, integer: bool = True, narrow: bool = False) -> None:
         from latentkv import _native
 
         self._native = _native
         self._isa = isa
-        self.integer = integer
+        self.integer, self.narrow = integer, narrow
         self._fallbacks = fallbacks
 
     def linear_stack(
@@ -94,10 +95,12 @@ class NativeLinear:
             weights = tuple([self.handle(projection) for projection in projections])
             weight, eps = (None, 0.0) if norm is None else (norm.weight, norm.eps)
             threads = torch.get_num_threads()
-            self._isa.linear(x, weights, outs, residual, factor, weight, eps, self.integer, threads)
+            self._isa.linear(x, weights, outs, residual, factor, weight, eps, self.integer, self.narrow, threads)
         except self._native.DeclinedError as reason:
             self._count("linear_stack", reason)
-            return reference.linear_stack(x, projections, norm=norm, residual=residual, factor=factor)
+            return reference.linear_stack(
+                x, projections, norm=norm, residual=residual, factor=factor, narrow=self.narrow
+            )
         return outs
 
     def linear_gated(self, x: Tensor, gate: Projection, up: Projection, *, norm: InputNorm | None = None) -> Tensor:
@@ -107,7 +110,7 @@ class NativeLinear:
             out = _result(x, up)
             weight, eps = (None, 0.0) if norm is None else (norm.weight, norm.eps)
             handles, threads = (self.handle(gate), self.handle(up)), torch.get_num_threads()
-            self._isa.linear_gated(x, *handles, out, weight, eps, self.integer, threads)
+            self._isa.linear_gated(x, *handles, out, weight, eps, self.integer, self.narrow, threads)
         except self._native.DeclinedError as reason:
             self._count("linear_gated", reason)
             first, second = self.linear_stack(x, (gate, up), norm=norm)
@@ -130,10 +133,11 @@ class NativeLinear:
             weights = tuple([self.handle(projections[index]) for index in used])
             first = None if gates is None else tuple([self.handle(gates[index]) for index in used])
             rows = tuple([counts[index] for index in used])
-            self._isa.linear_groups(x, rows, weights, first, out, self.integer, torch.get_num_threads())
+            threads = torch.get_num_threads()
+            self._isa.linear_groups(x, rows, weights, first, out, self.integer, self.narrow, threads)
         except self._native.DeclinedError as reason:
             self._count("linear_groups", reason)
-            return reference.linear_groups(x, counts, projections, gates=gates)
+            return reference.linear_groups(x, counts, projections, gates=gates, narrow=self.narrow)
         return out
 
     def handle(self, projection: Projection) -> Any:

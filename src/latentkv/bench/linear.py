@@ -99,7 +99,8 @@ def _copy(weight: Weight) -> Weight:
 def linear_cases(options: Options) -> list[Case]:
     """Those whose label (bf16, f32, "int8 exact x", torch ...) holds `options.only`."""
     rounding, exact = native_kernels(options.isa), native_kernels(options.isa, integer=False)
-    labels = [("bf16", "bf16", exact), ("f32", "f32", exact)]
+    narrow = native_kernels(options.isa, integer=False, narrow=True)
+    labels = [("bf16", "bf16", exact), ("bf16 bf16 x", "bf16", narrow), ("f32", "f32", exact)]
     for format in ("int8", "int4"):
         labels += [(f"{format} rounded x", format, rounding), (f"{format} exact x", format, exact)]
     found: list[Case] = []

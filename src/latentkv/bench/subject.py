@@ -59,7 +59,7 @@ def open_subject(
     *,
     dtype: str = "auto",
     weights: Literal["stored", "dtype"] = "stored",
-    activations: Literal["float", "auto"] = "float",
+    activations: Literal["float", "bf16", "auto"] = "float",
     attention: Literal["mla", "gqa"] = "mla",
 ) -> Subject:
     """Load what `name` says: a folder, `.gguf` file or hub id, "default", or None for the random model.
@@ -67,7 +67,7 @@ def open_subject(
     The other options are those of `load_model`, which says what it raises.
     """
     if name is None:
-        kernels = choose_kernels(integer=activations == "auto")
+        kernels = choose_kernels(integer=activations == "auto", narrow=activations == "bf16")
         source = RandomSource()
         model = Model.read(
             source,

@@ -40,10 +40,10 @@ PROFILE_CONTEXT = 128
 )
 @click.option(
     "--activations",
-    type=click.Choice(["float", "auto"]),
+    type=click.Choice(["float", "bf16", "auto"]),
     default="float",
     show_default=True,
-    help="auto: round activations to int8 where they meet int8 and int4 weights and that is faster.",
+    help="bf16: round what linear maps read to bfloat16; auto: to int8 where it meets int8 and int4 weights.",
 )
 @click.option(
     "--attention", type=click.Choice(["mla", "gqa"]), default="mla", show_default=True, help="As in `generate`."

@@ -30,6 +30,7 @@ class EngineOptions:
     attention: Literal["mla", "gqa"]
     cache_format: str
     page_tokens: int
+    activations: Literal["float", "bf16", "auto"] = "float"
     memory_bytes: int | Literal["available", "unlimited"] = "available"
     tiers: TierOptions = NO_TIERS
     cache_tokens: int | None = None
@@ -85,6 +86,14 @@ ENGINE = (
         default=str(DEFAULT_PAGE_TOKENS),
         show_default=True,
         help="Tokens in a page of the cache.",
+    ),
+    click.option(
+        "--activations",
+        type=click.Choice(["float", "bf16", "auto"]),
+        default="float",
+        show_default=True,
+        help="What linear layers make of their input: bf16 rounds it to bfloat16, auto to int8 where it meets int8 and "
+        "int4 weights.",
     ),
     click.option(
         "--memory",
@@ -157,6 +166,7 @@ def engine_options(options: Mapping[str, Any]) -> EngineOptions:
         attention=options["attention"],
         cache_format=options["cache_format"],
         page_tokens=int(options["page_tokens"]),
+        activations=options["activations"],
         memory_bytes=_memory(options["memory"]),
         tiers=tier_options(options),
         cache_tokens=options.get("cache_tokens"),

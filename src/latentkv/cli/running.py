@@ -47,6 +47,7 @@ def load(model: str | None, options: EngineOptions, guard: Guard | None = None) 
             model,
             dtype=options.dtype,
             attention=options.attention,
+            activations=options.activations,
             memory_bytes=options.memory_bytes,
             guard=guard,
             progress=progress,

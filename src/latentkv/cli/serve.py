@@ -160,7 +160,14 @@ def _load(model: str | None, options: dict[str, Any], guard: Guard) -> Engine:
     from latentkv.models.load import load_model
 
     how = engine_options(options)
-    loaded = load_model(model, dtype=how.dtype, attention=how.attention, memory_bytes=how.memory_bytes, guard=guard)
+    loaded = load_model(
+        model,
+        dtype=how.dtype,
+        activations=how.activations,
+        attention=how.attention,
+        memory_bytes=how.memory_bytes,
+        guard=guard,
+    )
     return Engine(
         loaded.model,
         loaded.tokenizer,

@@ -29,12 +29,17 @@ class GenerationInterrupted(KeyboardInterrupt):
         self.completions = completions
 
 
+# Of the options that say how to load: what they are when there is nothing to load.
+LOADED_OPTIONS = ("auto", "float", "mla", False, "available")
+
+
 class LLM:
     """A model ready to generate.
 
     model:     a folder, a .gguf file, a hub id, None for the default model, or a model object (then with its
                `tokenizer`, if text is wanted)
     dtype:     what weights are held and computed in: "float32", "bfloat16", or "auto" (by the machine's memory)
+    activations: what linear layers make of their input, see `latentkv.load_model`
     attention: "mla" runs a GQA checkpoint as the MLA model that computes the same; "gqa" as it is
     deterministic: of attention alone, see `latentkv.attend.attend`
     memory_bytes: what weights may take, see `latentkv.load_model`
@@ -49,6 +54,7 @@ class LLM:
         *,
         tokenizer: Tokenizer | None = None,
         dtype: str = "auto",
+        activations: Literal["float", "bf16", "auto"] = "float",
         attention: Literal["mla", "gqa"] = "mla",
         deterministic: bool = False,
         memory_bytes: int | Literal["available", "unlimited"] = "available",
@@ -70,15 +76,20 @@ class LLM:
             from latentkv.models.load import load_model
 
             loaded = load_model(
-                model, dtype=dtype, attention=attention, deterministic=deterministic, memory_bytes=memory_bytes
+                model,
+                dtype=dtype,
+                activations=activations,
+                attention=attention,
+                deterministic=deterministic,
+                memory_bytes=memory_bytes,
             )
             model, tokenizer = loaded.model, tokenizer if tokenizer is not None else loaded.tokenizer
-        elif (dtype, attention, deterministic, memory_bytes) != ("auto", "mla", False, "available"):
+        elif (dtype, activations, attention, deterministic, memory_bytes) != LOADED_OPTIONS:
             raise OptionError(
                 sentence(
-                    "dtype, attention, deterministic and memory_bytes",
-                    expected="'auto', 'mla', False and 'available' for a model that is loaded already",
-                    got=f"{dtype!r}, {attention!r}, {deterministic} and {memory_bytes!r}",
+                    "dtype, activations, attention, deterministic and memory_bytes",
+                    expected=f"{LOADED_OPTIONS} for a model that is loaded already",
+                    got=str((dtype, activations, attention, deterministic, memory_bytes)),
                 )
             )
         self.engine = Engine(

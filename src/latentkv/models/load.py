@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from latentkv.backends.guard import Guard
-from latentkv.backends.kernels import choose_kernels
+from latentkv.backends.kernels import choose_kernels, portable_kernels
 from latentkv.backends.spare_kernels import with_spare
 from latentkv.errors import OptionError, sentence
 from latentkv.geometry import AttentionGeometry, Geometry, from_config
@@ -30,7 +30,7 @@ from latentkv.models.weights import GGUFFile, GGUFSource, QuantizedSource, Safet
 
 Attention = Literal["mla", "gqa"]
 Weights = Literal["auto", "stored", "dtype"]
-Activations = Literal["auto", "float"]
+Activations = Literal["float", "bf16", "auto"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Progress = Callable[[int, int], None]
 
@@ -99,8 +99,9 @@ def load_model(
                most half of the machine's memory and bfloat16 otherwise
     weights:   how matrices are held: "stored" leaves bfloat16 and the whole numbers of a GGUF file as they are, with
                the same values; "dtype" converts all to `dtype`; "auto" is "stored" where native kernels run
-    activations: "float", or "auto" to let kernels round activations to int8 where they meet int8 and int4 weights and
-               that is faster: then results depend a little on how requests are batched (docs/linear.md has the error)
+    activations: what linear maps make of their input: "float" leaves it as it is; "bf16" rounds it to bfloat16 once, as
+               torch and vLLM do for a bfloat16 model; "auto" lets kernels round it to int8 where it meets int8 and int4
+               weights (docs/linear.md has the errors)
     attention: "mla" sees a GQA or MHA checkpoint as the MLA model that computes the same function; "gqa" runs it as
                it is, and is an error for a checkpoint that has latents already
     backend:   attention backend by name, or "auto"
@@ -115,9 +116,10 @@ def load_model(
     `Model.read` raise.
     """
     _check_options(attention, weights, activations, memory_bytes)
-    kernels = choose_kernels(integer=activations == "auto")
+    narrow = activations == "bf16"
+    kernels = choose_kernels(integer=activations == "auto", narrow=narrow)
     if guard is not None:
-        kernels = with_spare(kernels)
+        kernels = with_spare(kernels, portable_kernels(narrow=narrow))
     checkpoint = open_checkpoint(model)
     original = from_config(checkpoint.config)
     config, source = checkpoint.config, checkpoint.source

@@ -64,35 +64,46 @@ def linear_stack(
     norm: InputNorm | None = None,
     residual: Tensor | None = None,
     factor: float = 1.0,
+    narrow: bool = False,
 ) -> tuple[Tensor, ...]:
     """`factor * (x @ weightᵀ + bias) + residual` of each projection; with `norm`, x is normed first.
+
+    With `narrow`, x is then rounded to bfloat16.
 
     x [..., in]; residual [..., out] in x's dtype. Returns one tensor [..., out] in x's dtype for each projection.
     """
     normed = x if norm is None else rms_norm(x, norm.weight, eps=norm.eps)
-    results = (projection(normed) for projection in projections)
+    taken = normed.to(torch.bfloat16).to(x.dtype) if narrow else normed
+    results = (projection(taken) for projection in projections)
     scaled = (result if factor == 1.0 else result * factor for result in results)
     return tuple(result if residual is None else residual + result for result in scaled)
 
 
-def linear_gated(x: Tensor, gate: Projection, up: Projection, *, norm: InputNorm | None = None) -> Tensor:
+def linear_gated(
+    x: Tensor, gate: Projection, up: Projection, *, norm: InputNorm | None = None, narrow: bool = False
+) -> Tensor:
     """`silu(gate(x)) * up(x)` (SwiGLU; Shazeer, arXiv:2002.05202, section 2): [..., in] to [..., out] in x's dtype."""
-    first, second = linear_stack(x, (gate, up), norm=norm)
+    first, second = linear_stack(x, (gate, up), norm=norm, narrow=narrow)
     return functional.silu(first) * second
 
 
 def linear_groups(
-    x: Tensor, counts: Sequence[int], projections: Sequence[Projection], *, gates: Sequence[Projection] | None = None
+    x: Tensor,
+    counts: Sequence[int],
+    projections: Sequence[Projection],
+    *,
+    gates: Sequence[Projection] | None = None,
+    narrow: bool = False,
 ) -> Tensor:
     """Stretches of rows, `counts[i]` of them through `projections[i]`: tokens sorted by expert.
 
     x [sum(counts), in] to [sum(counts), out]; with `gates`, each stretch is `silu(gate(x)) * projection(x)`. All
     projections have one shape.
     """
-    pieces = []
+    pieces: list[Tensor] = []
     for index, rows in enumerate(torch.split(x, list(counts))):
         if gates is None:
-            pieces.append(projections[index](rows))
+            pieces += linear_stack(rows, (projections[index],), narrow=narrow)
         else:
-            pieces.append(linear_gated(rows, gates[index], projections[index]))
+            pieces.append(linear_gated(rows, gates[index], projections[index], narrow=narrow))
     return torch.cat(pieces)

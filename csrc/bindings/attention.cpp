@@ -8,17 +8,9 @@ namespace latentkv {
 namespace nb = nanobind;
 namespace {
 
-// Unfinished results that outlive the call.
-float* slots_of(nb::handle object, std::int64_t floats) {
-  const Array array = vector_of(object, "slots", {DType::f32});
-  if (array.shape[0] < floats) refuse("slots", std::to_string(floats) + " floats", std::to_string(array.shape[0]));
-  return static_cast<float*>(array.data);
-}
-
 void attention(const Isa& isa, nb::handle out, nb::handle lse, nb::handle a, nb::handle b, nb::handle rows,
                nb::handle page_table, nb::tuple plan, nb::tuple key, nb::tuple value, std::int64_t groups,
-               std::int64_t b_blocks, double scale, bool causal, int threads, nb::handle slot_memory, nb::object codes,
-               bool integer) {
+               std::int64_t b_blocks, double scale, bool causal, int threads, nb::object codes, bool integer) {
   const Array result = cube_of(out, "out");
   const Array pages = cube_of(rows, "rows", codes.is_none() ? kStored : kCodes);
   AttentionParams p{};
@@ -46,7 +38,6 @@ void attention(const Isa& isa, nb::handle out, nb::handle lse, nb::handle a, nb:
     expect_size("key elements of rows of codes", p.codes.width + p.b_blocks * p.b.width, p.key_width);
   }
   work.check(p, codes.is_none() ? pages.shape[2] : p.key_width, pages.shape[0], result.shape[0]);
-  if (!slot_memory.is_none()) p.slots = slots_of(slot_memory, isa.kernels->attention_slot(p) * work.slots);
   nb::gil_scoped_release unlocked;
   Buffer scratch;
   run_attention(isa, p, work.slots, threads, scratch);
@@ -58,8 +49,7 @@ void bind_attention(nb::class_<Isa>& isa) {
   isa.def("attention", &attention, nb::arg("out"), nb::arg("lse"), nb::arg("a").none(), nb::arg("b").none(),
           nb::arg("rows"), nb::arg("page_table"), nb::arg("plan"), nb::arg("key"), nb::arg("value"), nb::arg("groups"),
           nb::arg("b_blocks"), nb::arg("scale"), nb::arg("causal"), nb::arg("threads"),
-          nb::arg("slots").none() = nb::none(), nb::arg("codes").none() = nb::none(),
-          nb::arg("integer") = true,
+          nb::arg("codes").none() = nb::none(), nb::arg("integer") = true,
           "Attention over paged rows; see backends/native.py, which alone calls it.");
 }
 

@@ -21,7 +21,7 @@ struct AttentionPlan {
   std::int64_t sequences = 0, slots = 0;
 };
 
-// Runs the kernel; `slots` results are kept in the scratch where p has no place for them.
+// Runs the kernel; `slots` results are kept in the scratch meanwhile.
 void run_attention(const Isa& isa, AttentionParams& p, std::int64_t slots, int threads, Buffer& scratch);
 
 }  // namespace latentkv

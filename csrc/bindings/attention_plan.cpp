@@ -102,9 +102,8 @@ void run_attention(const Isa& isa, AttentionParams& p, std::int64_t slots, int t
   p.threads = static_cast<int>(threads < p.item_count ? threads : p.item_count);
   if (p.threads < 1) p.threads = 1;
   const std::int64_t own = isa.kernels->attention_scratch(p) * p.threads;
-  const std::int64_t kept = p.slots == nullptr ? isa.kernels->attention_slot(p) * slots : 0;
-  p.scratch = scratch.floats(own + kept);
-  if (p.slots == nullptr) p.slots = p.scratch + own;
+  p.scratch = scratch.floats(own + isa.kernels->attention_slot(p) * slots);
+  p.slots = p.scratch + own;
   isa.kernels->attention(p);
 }
 

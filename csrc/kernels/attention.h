@@ -16,6 +16,7 @@ class AttentionWorker {
   using F = typename S::F;
   using Query = typename Engine::Query;
   using Chunk = typename Engine::Chunk;
+  static constexpr bool kParted = Engine::template kPartedSums<T>;
 
  public:
   AttentionWorker(const AttentionParams& p, float* memory)
@@ -38,13 +39,13 @@ class AttentionWorker {
     }
     if constexpr (requires { chunk_.settle(own_, item.row_count); }) chunk_.settle(own_, item.row_count);
     if (item.store_slot >= 0) return own_.copy_to(slot(p_, item.store_slot), item.row_count);
-    for (std::int64_t row = 0; row < item.row_count; ++row) finish_row<W>(p_, names_, own_, row);
+    for (std::int64_t row = 0; row < item.row_count; ++row) finish_row<W, kParted>(p_, names_, own_, row);
   }
 
   // The merged result of one row of `merge`.
   void run(const AttentionMerge& merge, std::int64_t row) {
     merge_row<W>(p_, merge, row, own_);
-    finish_row<W>(p_, names(merge), own_, row);
+    finish_row<W, kParted>(p_, names(merge), own_, row);
   }
 
  private:
@@ -80,9 +81,8 @@ class AttentionWorker {
       Ahead ahead;
       const std::int64_t next = chunk_from(begin + count);
       context.find(begin + count, begin + count + next, sizeof(T), ahead.rows);
-      ahead.row_count = next;
-      ahead.first_byte = ahead.byte = item_->group * p_.key_step * sizeof(T);
-      ahead.end_byte = kCoded<T> ? p_.codes.row_bytes : ahead.byte + p_.key_width * sizeof(T);
+      const std::int64_t first_byte = item_->group * p_.key_step * sizeof(T);
+      ahead.start(next, first_byte, kCoded<T> ? p_.codes.row_bytes : first_byte + p_.key_width * sizeof(T));
       compute(rows, begin, count, ahead);
       begin += count;
       count = next;
@@ -159,7 +159,9 @@ class TileOrVectorWorker {
     item.row_count < TileChunk::kLeastRows ? vectors_.run(item) : tiles_.run(item);
   }
 
-  void run(const AttentionMerge& merge, std::int64_t row) { vectors_.run(merge, row); }
+  void run(const AttentionMerge& merge, std::int64_t row) {
+    merge.row_count < TileChunk::kLeastRows ? vectors_.run(merge, row) : tiles_.run(merge, row);
+  }
 
  private:
   ByVectors vectors_;

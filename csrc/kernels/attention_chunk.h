@@ -27,8 +27,8 @@ class Chunk {
   template <typename T>
   void dot(const PackedQuery<W>& query, const char* const* rows, std::int64_t count, std::int64_t first,
            std::int64_t width, Ahead& ahead) const {
-    __builtin_memset(scores_, 0, kChunk * kRows * sizeof(float));
-    ahead.spread(55, steps(query, width));
+    clear_scores(query);
+    ahead.spread(55, steps(query, width, count));
     dot_by_strips<T>(query, rows, count, first, width, ahead);
     if constexpr (!kCoded<T>) dot_narrow_panels<T>(query, rows, count, first, ahead);
   }
@@ -50,17 +50,25 @@ class Chunk {
   }
 
  private:
-  static std::int64_t steps(const PackedQuery<W>& query, std::int64_t width) {
+  void clear_scores(const PackedQuery<W>& query) const {
+    const Panel& last = *(query.end() - 1);
+    const std::int64_t lanes = round_up(last.first_row + last.rows, W);
+    for (std::int64_t token = 0; token < kChunk; ++token) {
+      for (std::int64_t row = 0; row < lanes; row += W) Simd<W>::store(scores_ + token * kRows + row, Simd<W>::zero());
+    }
+  }
+
+  static std::int64_t steps(const PackedQuery<W>& query, std::int64_t width, std::int64_t count) {
     std::int64_t steps = 0;
     for (const Panel& panel : query) {
-      steps += kChunk / tokens_of(panel) * (panel.vectors == 0 ? 1 : kStrip / kStepColumns);
+      steps += round_up(count, tokens_of(panel)) / tokens_of(panel) * (panel.vectors == 0 ? 1 : kStrip / kStepColumns);
     }
     return steps * ((width + kStrip - 1) / kStrip);
   }
 
   static int tokens_of(const Panel& panel) {
     if (panel.vectors > 0) return panel.vectors == 2 ? Tile<W>::pair_tokens : Tile<W>::single_tokens;
-    return panel.rows == 1 ? kSingleTokens : kNarrowTokens;
+    return kNarrowTokens;
   }
 
   // Strip by strip through one small buffer: a whole widened chunk would be written to the second-level cache and read
@@ -125,10 +133,9 @@ class Chunk {
   template <int Rows, typename T>
   void dot_narrow_rows(const Panel& panel, std::int64_t stride, const T* const* keys, std::int64_t count,
                        Ahead& ahead) const {
-    constexpr int tokens = Rows == 1 ? kSingleTokens : kNarrowTokens;
-    for (std::int64_t t = 0; t < count; t += tokens) {
+    for (std::int64_t t = 0; t < count; t += kNarrowTokens) {
       float* scores = scores_ + t * kRows + panel.first_row;
-      dot_direct<W, tokens, Rows, T>(panel.q, stride, keys + t, panel.ranges[0], scores, ahead);
+      dot_direct<W, kNarrowTokens, Rows, T>(panel.q, stride, keys + t, panel.ranges[0], scores, ahead);
     }
   }
 
@@ -186,7 +193,7 @@ class Chunk {
     constexpr std::int64_t columns = Pairs * 2 * W;
     const T* values[kChunk];
     for (std::int64_t t = 0; t < count; ++t) values[t] = reinterpret_cast<const T*>(rows[t]) + first;
-    ahead.spread(40, kChunk * ((width + columns - 1) / columns));
+    ahead.spread(40, round_up(count, kStepTerms) / kStepTerms * ((width + columns - 1) / columns));
     std::int64_t d = 0;
     for (; d + columns <= width; d += columns) {
       sum_direct<W, Rows, Pairs, T>(scores_, values, d, count, shrink_, result.out, ahead);

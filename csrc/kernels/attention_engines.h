@@ -13,6 +13,8 @@ template <int W>
 struct VectorEngine {
   using Query = PackedQuery<W>;
   using Chunk = latentkv::LATENTKV_ISA::Chunk<W>;
+  template <typename T>
+  static constexpr bool kPartedSums = kParted<T>;
   static constexpr float kSlack = 0.0f;
 };
 
@@ -21,12 +23,16 @@ template <int W>
 struct CodeEngine {
   using Query = CodeQuery<W>;
   using Chunk = CodeChunk<W>;
+  template <typename>
+  static constexpr bool kPartedSums = false;
   static constexpr float kSlack = 0.0f;
 };
 
 struct TileEngine {
   using Query = TileQuery;
   using Chunk = TileChunk;
+  template <typename>
+  static constexpr bool kPartedSums = false;
   // Scores may exceed `top` by this: the sums, which lie in memory, then seldom need shrinking.
   static constexpr float kSlack = 8.0f;
 };
@@ -34,6 +40,8 @@ struct TileEngine {
 struct TileCodeEngine {
   using Query = TileCodeQuery;
   using Chunk = TileCodeChunk;
+  template <typename>
+  static constexpr bool kPartedSums = false;
   static constexpr float kSlack = 8.0f;
 };
 

@@ -48,17 +48,24 @@ inline Partial slot(const AttentionParams& p, std::int64_t index) {
   return {p.slots + index * Partial::floats(strips), strips};
 }
 
-template <int W, typename T>
+// One row's `width` columns, `Parted` or as they lie, times `share`, in order.
+template <int W, bool Parted, typename T>
 void write_out(const Partial& from, std::int64_t row, float share, std::int64_t width, T* to) {
   using S = Simd<W>;
   const auto factor = S::broadcast(share);
   std::int64_t d = 0;
+  for (; Parted && d + 2 * W <= width; d += 2 * W) {
+    auto a = S::load(from.at(row, d)), b = S::load(from.at(row, d + W));
+    join<W>(a, b);
+    S::store(to + d, a * factor);
+    S::store(to + d + W, b * factor);
+  }
   for (; d + W <= width; d += W) S::store(to + d, S::load(from.at(row, d)) * factor);
   if (d < width) S::store_part(to + d, S::load(from.at(row, d)) * factor, width - d);
 }
 
 // One row's output and LSE: zeros and -inf where nothing was seen.
-template <int W>
+template <int W, bool Parted>
 void finish_row(const AttentionParams& p, const RowNames& names, const Partial& from, std::int64_t row) {
   const std::int64_t token = names.token(row), head = names.head(row);
   const float total = from.total[row];
@@ -67,9 +74,9 @@ void finish_row(const AttentionParams& p, const RowNames& names, const Partial& 
   p.lse[token * p.heads + head] = empty ? -kInfinity : from.top[row] * kLn2 + __builtin_logf(total);
   const std::int64_t start = token * p.out_token_stride + head * p.out_head_stride;
   if (p.out_dtype == DType::f32) {
-    write_out<W>(from, row, share, p.value_width, static_cast<float*>(p.out) + start);
+    write_out<W, Parted>(from, row, share, p.value_width, static_cast<float*>(p.out) + start);
   } else {
-    write_out<W>(from, row, share, p.value_width, static_cast<bf16*>(p.out) + start);
+    write_out<W, Parted>(from, row, share, p.value_width, static_cast<bf16*>(p.out) + start);
   }
 }
 

@@ -59,22 +59,27 @@ class PackedQuery {
   }
 
  private:
-  // One range where vectors along the columns need it.
+  // One range where vectors along the columns need it. All are whole pairs of vectors, up to the last column.
   void find_columns(const RowNames& names, Panel& panel) const {
-    const Range a{0, p_.a.width};
+    const Range a{0, whole_pairs(p_.a.width)};
     panel.range_count = 1;
     panel.ranges[0] = a;
     if (p_.b.width == 0) return;
-    const Range b{b_column(names.head(panel.first_row)),
-                  b_column(names.head(panel.first_row + panel.rows - 1)) + p_.b.width};
+    const Range b{b_column(names.head(panel.first_row)) / (2 * W) * (2 * W),
+                  whole_pairs(b_column(names.head(panel.first_row + panel.rows - 1)) + p_.b.width)};
     if (a.to == 0) {
-      panel.ranges[0] = {panel.vectors == 0 ? b.from / (2 * W) * (2 * W) : b.from, b.to};
-    } else if (b.from == a.to || panel.vectors == 0) {
+      panel.ranges[0] = b;
+    } else if (b.from <= a.to || panel.vectors == 0) {
       panel.ranges[0] = {0, b.to};
     } else {
       panel.ranges[1] = b;
       panel.range_count = 2;
     }
+  }
+
+  std::int64_t whole_pairs(std::int64_t columns) const {
+    const std::int64_t whole = round_up(columns, 2 * W);
+    return whole < p_.key_width ? whole : p_.key_width;
   }
 
   std::int64_t b_column(std::int64_t head) const {
@@ -86,19 +91,16 @@ class PackedQuery {
     const std::int64_t token = names.token(row), head = names.head(row);
     scale_part<W>(p_.a, token, head, p_.scale_log2, to);
     if (p_.b.width > 0) scale_part<W>(p_.b, token, head, p_.scale_log2, to + b_column(head));
+    if (p_.row_dtype == DType::bf16) part_row(to);
   }
 
   void pack_narrow(const RowNames& names, const Panel& panel) const {
-    for (std::int64_t row = 0; row < panel.rows; ++row) {
-      float* to = panel.q + row * stride_;
-      pack_row(names, panel.first_row + row, to);
-      if (p_.row_dtype == DType::bf16) part_row(to);
-    }
+    for (std::int64_t row = 0; row < panel.rows; ++row) pack_row(names, panel.first_row + row, panel.q + row * stride_);
   }
 
-  // In the order in which dot_direct() reads rows of bf16.
+  // In the order in which rows of bf16 are read.
   void part_row(float* row) const {
-    for (std::int64_t d = 0; d < p_.key_width; d += 2 * W) {
+    for (std::int64_t d = 0; d + 2 * W <= p_.key_width; d += 2 * W) {
       auto a = S::load(row + d), b = S::load(row + d + W);
       part<W>(a, b);
       S::store(row + d, a);

@@ -31,17 +31,28 @@ class ContextRows {
   const std::int32_t* pages_;
 };
 
-// `width` (at most kStrip) elements of each row, from element `first` on, as float32 into a strip.
+// 2 * W elements as float32, parted like rows of T.
+template <int W, typename T>
+[[gnu::always_inline]] inline void widen_pair(const T* from, float* to) {
+  typename Simd<W>::F a, b;
+  load_two<W>(from, a, b);
+  Simd<W>::store(to, a);
+  Simd<W>::store(to + W, b);
+}
+
+// `width` (at most kStrip) elements of each row, from element `first` on, as float32 into a strip; parted like rows of T.
 template <int W, typename T>
 void widen_rows(const char* const* rows, std::int64_t count, std::int64_t first, std::int64_t width, float* strip) {
-  using S = Simd<W>;
   for (std::int64_t token = 0; token < count; ++token, strip += kStrip) {
     const T* from = reinterpret_cast<const T*>(rows[token]) + first;
-    if (width < kStrip) {
-      convert<W>(from, strip, width);
+    if (width == kStrip) {
+#pragma GCC unroll 8
+      for (int d = 0; d < kStrip; d += 2 * W) widen_pair<W>(from + d, strip + d);
       continue;
     }
-    for (int d = 0; d < kStrip; d += W) S::store(strip + d, S::load(from + d));
+    std::int64_t d = 0;
+    for (; d + 2 * W <= width; d += 2 * W) widen_pair<W>(from + d, strip + d);
+    if (d < width) convert<W>(from + d, strip + d, width - d);
   }
 }
 

@@ -14,8 +14,7 @@ constexpr std::int64_t kChunk = 48;  // context tokens: a multiple of every tile
 constexpr std::int64_t kRows = 64;   // pairs of a new token and a head
 constexpr std::int64_t kMostTokens = 64;  // of any chunk
 
-// Tokens at once against few rows, and against one, whose sums would wait for each other if there were fewer.
-constexpr int kNarrowTokens = 4, kSingleTokens = 6;
+constexpr int kNarrowTokens = 4;  // at once against few rows
 
 // Columns [from, to).
 struct Range {
@@ -26,27 +25,47 @@ struct Range {
 // wait for each other, and the arithmetic with them.
 struct Ahead {
   const char* rows[kMostTokens] = {};
-  std::int64_t row_count = 0, first_byte = 0, end_byte = 0, row = 0, byte = 0;
-  int lines = 0;  // to ask for at each step
+  std::int64_t row_count = 0, first_byte = 0, end_byte = 0, row = 0;
+  const char *line = nullptr, *end = nullptr;  // of the row; after the last row, none
+  int lines = 0;                               // to ask for at each step
+
+  // Bytes `first` ... `last` - 1 of `count` rows that are in `rows`.
+  void start(std::int64_t count, std::int64_t first, std::int64_t last) {
+    row_count = count;
+    first_byte = first;
+    end_byte = last;
+    take_row();
+  }
 
   [[gnu::always_inline]] void step() {
-    for (int i = lines; i > 0 && row < row_count; --i) {
-      __builtin_prefetch(rows[row] + byte, 0, 2);
-      byte += kLine;
-      if (byte >= end_byte) {
-        byte = first_byte;
-        ++row;
-      }
+    for (int i = lines; i > 0; --i) {
+      __builtin_prefetch(line, 0, 2);
+      line += kLine;
+      if (line < end) continue;
+      ++row;
+      take_row();
+      if (line == nullptr) return;
     }
   }
 
   // Lines per step, so that `steps` of them ask for this share of all.
   void spread(std::int64_t share_percent, std::int64_t steps) {
     const std::int64_t all = row_count * ((end_byte - first_byte + kLine - 1) / kLine);
-    lines = steps == 0 ? 0 : static_cast<int>((all * share_percent / 100 + steps - 1) / steps);
+    lines = steps == 0 || line == nullptr ? 0 : static_cast<int>((all * share_percent / 100 + steps - 1) / steps);
   }
 
   static constexpr std::int64_t kLine = 64;
+
+ private:
+  void take_row() {
+    if (row < row_count) {
+      line = rows[row] + first_byte;
+      end = rows[row] + end_byte;
+    } else {
+      line = end = nullptr;
+      lines = 0;
+    }
+  }
 };
 
 constexpr std::int64_t kStepColumns = 8;
@@ -86,13 +105,14 @@ void dot_wide(const float* q, const float* keys, Range range, float* scores, Ahe
   }
 }
 
+// Rows whose columns are read and summed in another order: of every whole pair of vectors those at even places, then those at
+// odd ones, which costs half as much. Columns after the last whole pair stay as they lie.
 template <typename T>
 constexpr bool kParted = false;
 template <>
 constexpr bool kParted<bf16> = true;
 
-// Elements 0 ... 2 * W - 1 of a row: of bf16 those at even places and those at odd ones, which costs half as much; of others
-// as they lie.
+// Elements 0 ... 2 * W - 1 of a row, parted or as they lie.
 template <int W, typename T>
 [[gnu::always_inline]] inline void load_two(const T* from, typename Simd<W>::F& a, typename Simd<W>::F& b) {
   if constexpr (kParted<T>) {
@@ -109,7 +129,9 @@ template <int W, int Tokens, int Rows, typename T>
 void dot_direct(const float* q, std::int64_t q_stride, const T* const* keys, Range range, float* scores,
                 Ahead& ahead) {
   using S = Simd<W>;
-  typename S::F sum[Tokens][Rows] = {};
+  // One sum of each token would wait for itself.
+  constexpr int kSums = Rows == 1 ? 2 : 1;
+  typename S::F sum[Tokens][Rows][kSums] = {};
   const T* key[Tokens];
   for (int t = 0; t < Tokens; ++t) key[t] = keys[t];
   for (std::int64_t d = range.from; d < range.to;) {
@@ -121,8 +143,9 @@ void dot_direct(const float* q, std::int64_t q_stride, const T* const* keys, Ran
         load_two<W>(key[t] + d, a, b);
 #pragma GCC unroll 32
         for (int r = 0; r < Rows; ++r) {
-          sum[t][r] = S::fma(a, S::load(q + r * q_stride + d), sum[t][r]);
-          sum[t][r] = S::fma(b, S::load(q + r * q_stride + d + W), sum[t][r]);
+          auto &first = sum[t][r][0], &last = sum[t][r][kSums - 1];
+          first = S::fma(a, S::load(q + r * q_stride + d), first);
+          last = S::fma(b, S::load(q + r * q_stride + d + W), last);
         }
       }
     }
@@ -131,7 +154,9 @@ void dot_direct(const float* q, std::int64_t q_stride, const T* const* keys, Ran
 #pragma GCC unroll 32
   for (int t = 0; t < Tokens; ++t) {
 #pragma GCC unroll 32
-    for (int r = 0; r < Rows; ++r) scores[t * kRows + r] += S::sum(sum[t][r]);
+    for (int r = 0; r < Rows; ++r) {
+      scores[t * kRows + r] += S::sum(kSums == 1 ? sum[t][r][0] : sum[t][r][0] + sum[t][r][kSums - 1]);
+    }
   }
 }
 
@@ -170,7 +195,7 @@ void sum_tile(const float* weights, const float* values, std::int64_t terms, con
   }
 }
 
-// The same straight from rows of T, for Pairs * 2 * W columns from `first` on; `out` is strips.
+// The same straight from rows of T, for Pairs * 2 * W columns from `first` on; `out` is strips, parted like rows of T.
 template <int W, int Rows, int Pairs, typename T>
 void sum_direct(const float* weights, const T* const* values, std::int64_t first, std::int64_t terms,
                 const float* shrink, float* out, Ahead& ahead) {
@@ -188,32 +213,32 @@ void sum_direct(const float* weights, const T* const* values, std::int64_t first
       typename S::F &a = sum[r][2 * p], &b = sum[r][2 * p + 1];
       a = S::load(at(r, p)) * factor;
       b = S::load(at(r, p) + W) * factor;
-      if constexpr (kParted<T>) part<W>(a, b);
     }
   }
-  for (std::int64_t term = 0; term < terms; ++term, weights += kRows) {
-    const T* from = values[term] + first;
-    ahead.step();
+  for (std::int64_t term = 0; term < terms;) {
+    const std::int64_t stop = term + kStepTerms < terms ? term + kStepTerms : terms;
+    for (; term < stop; ++term, weights += kRows) {
+      const T* from = values[term] + first;
 #pragma GCC unroll 32
-    for (int p = 0; p < Pairs; ++p) {
-      typename S::F a, b;
-      load_two<W>(from + p * 2 * W, a, b);
+      for (int p = 0; p < Pairs; ++p) {
+        typename S::F a, b;
+        load_two<W>(from + p * 2 * W, a, b);
 #pragma GCC unroll 32
-      for (int r = 0; r < Rows; ++r) {
-        const auto weight = S::broadcast(weights[r]);
-        sum[r][2 * p] = S::fma(weight, a, sum[r][2 * p]);
-        sum[r][2 * p + 1] = S::fma(weight, b, sum[r][2 * p + 1]);
+        for (int r = 0; r < Rows; ++r) {
+          const auto weight = S::broadcast(weights[r]);
+          sum[r][2 * p] = S::fma(weight, a, sum[r][2 * p]);
+          sum[r][2 * p + 1] = S::fma(weight, b, sum[r][2 * p + 1]);
+        }
       }
     }
+    ahead.step();
   }
 #pragma GCC unroll 32
   for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 32
     for (int p = 0; p < Pairs; ++p) {
-      typename S::F &a = sum[r][2 * p], &b = sum[r][2 * p + 1];
-      if constexpr (kParted<T>) join<W>(a, b);
-      S::store(at(r, p), a);
-      S::store(at(r, p) + W, b);
+      S::store(at(r, p), sum[r][2 * p]);
+      S::store(at(r, p) + W, sum[r][2 * p + 1]);
     }
   }
 }

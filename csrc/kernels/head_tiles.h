@@ -267,7 +267,7 @@ class HeadTiles {
     const RowNames names{0, p_.attention.sequences[0].query_len, first_, head_};
     for (std::int64_t row = 0; row < count_; ++row) {
       result.total[row] = S::sum(S::load(totals() + row * W));
-      finish_row<W>(p_.attention, names, result, row);
+      finish_row<W, false>(p_.attention, names, result, row);
     }
   }
 

@@ -144,10 +144,15 @@ class ProjectWorker {
       chunk_.template sum<T>(sums_, tokens, rows, count, 0, p_.out_width, none);
     }
     for (std::int64_t row = 0; row < tokens; ++row) {
-      for (std::int64_t d = 0; d < p_.out_width; d += W) {
-        store(first + row, head, d, S::load(sums_.at(row, d)), p_.out_width - d < W ? p_.out_width - d : W);
-      }
+      const std::int64_t at = (first + row) * p_.out_token_stride + head * p_.out_head_stride;
+      p_.out_dtype == DType::f32 ? write_columns<T>(row, static_cast<float*>(p_.out) + at)
+                                 : write_columns<T>(row, static_cast<bf16*>(p_.out) + at);
     }
+  }
+
+  template <typename T, typename To>
+  void write_columns(std::int64_t row, To* to) const {
+    write_out<W, Engine::template kPartedSums<T>>(sums_, row, 1.0f, p_.out_width, to);
   }
 
   const ProjectParams& p_;

@@ -27,7 +27,6 @@ class Isa:
         scale: float,
         causal: bool,
         threads: int,
-        slots: Any | None = None,
         codes: tuple[str, int, int, int, int, int] | None = None,
         integer: bool = True,
     ) -> None: ...

@@ -171,8 +171,10 @@ template <int W, typename Use>
 auto with_worker(const AttentionParams& p, Use use) {
   if constexpr (kHasTiles) {
     using OfBf16 = TileOrVectorWorker<AttentionWorker<16, bf16, VectorEngine<16>>, AttentionWorker<16, bf16, TileEngine>>;
+    using OfBytes = TileOrVectorWorker<AttentionWorker<16, Coded, CodeEngine<16>>, AttentionWorker<16, Coded, TileByteEngine>>;
     using OfCodes = TileOrVectorWorker<AttentionWorker<16, Coded, CodeEngine<16>>, AttentionWorker<16, Coded, TileCodeEngine>>;
     if (TileChunk::suits(p)) return use.template operator()<OfBf16>();
+    if (TileByteChunk::suits(p)) return use.template operator()<OfBytes>();
     if (TileCodeChunk::suits(p)) return use.template operator()<OfCodes>();
   }
   if constexpr (Dot<W>::kPairs) {

@@ -77,6 +77,20 @@ class WordReader {
     return (I16)(code + code - (Format == CodeFormat::int6 ? 63 : 15));
   }
 
+  // Of 64 codes of fp8.
+  static bool has_nan(const char* codes) {
+    B found{};
+    for (int i = 0; i < kCodeUnit; i += 2 * W) {
+      B some;
+      __builtin_memcpy(&some, codes + i, sizeof some);
+      found |= (B)((some & 0x7f) == 0x7f);
+    }
+    std::uint64_t words[sizeof found / 8], any = 0;
+    __builtin_memcpy(words, &found, sizeof found);
+    for (const std::uint64_t word : words) any |= word;
+    return any != 0;
+  }
+
  private:
   bool is_packed() const { return codes_.format == CodeFormat::int6 || codes_.format == CodeFormat::int4; }
 
@@ -133,19 +147,6 @@ class WordReader {
     return a;
   }
 
-  static bool has_nan(const char* codes) {
-    B found{};
-    for (int i = 0; i < kCodeUnit; i += 2 * W) {
-      B some;
-      __builtin_memcpy(&some, codes + i, sizeof some);
-      found |= (B)((some & 0x7f) == 0x7f);
-    }
-    std::uint64_t words[sizeof found / 8], any = 0;
-    __builtin_memcpy(words, &found, sizeof found);
-    for (const std::uint64_t word : words) any |= word;
-    return any != 0;
-  }
-
   static I16 signed_words(const char* from) {
     typename Lanes<std::int8_t, 2 * W>::type narrow;
     __builtin_memcpy(&narrow, from, sizeof narrow);
@@ -199,17 +200,6 @@ class WordUnit {
     find(largest, most);
   }
 
-  // The largest of all lanes in every one.
-  void unite(float most) {
-    I largest = largest_;
-    for (int i = 0; i < W; ++i) {
-      const std::int32_t one = largest_[i];
-      const I all = one - I{};
-      largest = all > largest ? all : largest;
-    }
-    find(largest, most);
-  }
-
   F unit() const { return unit_; }
 
   // Two words in each lane. Adding 1.5 * 2**23 leaves the rounded number in the low bits of the sum.
@@ -221,12 +211,10 @@ class WordUnit {
  private:
   // What is not finite makes the unit NaN.
   void find(I largest, float most) {
-    largest_ = largest;
     unit_ = (F)largest * S::broadcast(1.0f / most) + ((F)largest - (F)largest);
     inverse_ = unit_ < S::broadcast(__FLT_MIN__) ? S::zero() : S::broadcast(1.0f) / unit_;
   }
 
-  I largest_;
   F unit_, inverse_;
 };
 

@@ -3,6 +3,7 @@
 
 #include "kernels/attention_chunk.h"
 #include "kernels/attention_code_chunk.h"
+#include "kernels/attention_tile_byte_chunk.h"
 #include "kernels/attention_tile_chunk.h"
 #include "kernels/attention_tile_code_chunk.h"
 
@@ -31,9 +32,17 @@ struct TileEngine {
   static constexpr float kSlack = 8.0f;
 };
 
+// Codes as bf16.
 struct TileCodeEngine {
-  using Query = TileCodeQuery;
+  using Query = TileQuery;
   using Chunk = TileCodeChunk;
+  static constexpr float kSlack = 8.0f;
+};
+
+// Codes, queries and weights as bytes.
+struct TileByteEngine {
+  using Query = TileByteQuery;
+  using Chunk = TileByteChunk;
   static constexpr float kSlack = 8.0f;
 };
 

@@ -12,22 +12,21 @@ template <CodeFormat Format>
 [[gnu::always_inline]] inline void unpack_codes(CodeUnit unit, char* to) {
   using Half = Lanes<std::uint8_t, 32>::type;
   using HalfWords = Lanes<std::uint16_t, 16>::type;
+  using Shifts = Lanes<std::uint32_t, 8>::type;
   constexpr std::uint8_t middle = Format == CodeFormat::int6 ? 63 : 15;
+  constexpr Shifts up{4, 4, 4, 4, 2, 2, 2, 2}, down{0, 0, 0, 0, 2, 2, 2, 2};
   Half both, twice{};
   __builtin_memcpy(&both, unit.codes, sizeof both);
   if constexpr (Format == CodeFormat::int6) {
-    __builtin_memcpy(&twice, unit.high, 16);
-    __builtin_memcpy(reinterpret_cast<char*>(&twice) + 16, unit.high, 16);
+    char pairs[32];
+    __builtin_memcpy(pairs, unit.high, 16);
+    __builtin_memcpy(pairs + 16, unit.high, 16);
+    __builtin_memcpy(&twice, pairs, sizeof twice);
   }
 #pragma GCC unroll 2
-  for (int half = 0; half < 2; ++half) {  // what a shift of words brings in from the neighbouring byte is masked
+  for (int half = 0; half < 2; ++half) {  // what a shift brings in from the neighbouring byte is masked
     Half code = (half == 0 ? both : (Half)((HalfWords)both >> 4)) & 15;
-    if constexpr (Format == CodeFormat::int6) {
-      const HalfWords up = (HalfWords)twice;
-      const Half first = half == 0 ? (Half)(up << 4) : twice, second = half == 0 ? (Half)(up << 2) : (Half)(up >> 2);
-      code |= __builtin_shufflevector(first, second, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 48, 49, 50, 51, 52, 53,
-                                      54, 55, 56, 57, 58, 59, 60, 61, 62, 63) & 0x30;
-    }
+    if constexpr (Format == CodeFormat::int6) code |= (Half)(half == 0 ? (Shifts)twice << up : (Shifts)twice >> down) & 0x30;
     code = code + code - middle;
     __builtin_memcpy(to + half * 32, &code, sizeof code);
   }

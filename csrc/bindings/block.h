@@ -21,7 +21,7 @@ struct BlockStep {
   AngleTable angles;
   AttentionPlan plan;
   std::int64_t projected_tokens;  // what per-head products compute at least, filled up with zeros
-  bool integer;
+  bool integer, integer_attention;  // of weights and of rows of codes
   int threads;
 };
 

@@ -129,6 +129,7 @@ class Isa:
         plan: tuple[Any, Any, Any, int],
         projected_tokens: int,
         integer: bool,
+        integer_attention: bool,
         threads: int,
     ) -> tuple[int, tuple[float, float, float]]: ...
 

@@ -146,6 +146,7 @@ class NativeBlocks:
                 plan=plan.work.records,
                 projected_tokens=padded_tokens(hidden.shape[0], plan.request),
                 integer=self._linear.integer,
+                integer_attention=plan.request.integer,
                 threads=torch.get_num_threads(),
             )
         except self._native.DeclinedError as reason:

@@ -1,4 +1,4 @@
-// One chunk of context whose latents are codes of at most 8 bits, on matrix tiles of int8: what TileChunk computes.
+// One chunk of context whose latents are codes of int8, on matrix tiles of int8: what TileChunk computes.
 //
 //   scores: codes (16 tokens x 64 columns, int8 straight from the cache) x queries (64 columns x 16 rows)
 //   sums:   weights (16 rows x 64 tokens) x codes (64 tokens x 16 columns, four tokens side by side)
@@ -122,8 +122,8 @@ class TileByteChunk {
 
   std::int64_t groups() const { return (codes_.width + codes_.group - 1) / codes_.group; }
 
-  // 16 tokens at a time where they lie; copied where pages or the context end between them. Packed codes become bytes. Beyond
-  // the context the last token is repeated.
+  // 16 tokens at a time where they lie; copied where pages or the context end between them. Beyond the context
+  // the last token is repeated.
   void find_keys(const char* const* rows, std::int64_t count) {
     for (std::int64_t tile = 0; tile < kTokenTiles && tile * kTileRows < round_up(count, kByteDepth); ++tile) {
       const char* tokens[kTileRows];
@@ -133,33 +133,17 @@ class TileByteChunk {
         tokens[i] = rows[token < count ? token : count - 1];
         adjacent &= i == 0 || tokens[i] - tokens[i - 1] == row_bytes_;
       }
+      if (adjacent) {
+        keys_[tile] = {tokens[0], tokens[0] + codes_.rope_offset, row_bytes_, row_bytes_};
+        continue;
+      }
       char* codes = staged_codes_ + tile * kTileRows * codes_.width;
       char* rope = staged_rope_ + tile * kTileRows * rope_width_ * 2;
       keys_[tile] = {codes, rope, codes_.width, rope_width_ * 2};
-      if (adjacent) {
-        keys_[tile].rope = tokens[0] + codes_.rope_offset;
-        keys_[tile].rope_stride = row_bytes_;
-      }
-      if (adjacent && codes_.format == CodeFormat::int8) {
-        keys_[tile].codes = tokens[0];
-        keys_[tile].codes_stride = row_bytes_;
-        continue;
-      }
       for (std::int64_t i = 0; i < kTileRows; ++i) {
-        if (!adjacent) __builtin_memcpy(rope + i * rope_width_ * 2, tokens[i] + codes_.rope_offset, rope_width_ * 2);
-        stage_codes(tokens[i], codes + i * codes_.width);
+        __builtin_memcpy(rope + i * rope_width_ * 2, tokens[i] + codes_.rope_offset, rope_width_ * 2);
+        __builtin_memcpy(codes + i * codes_.width, tokens[i], codes_.width);
       }
-    }
-  }
-
-  void stage_codes(const char* row, char* to) const {
-    char unused[kCodeUnit];
-    for (std::int64_t first = 0; first < codes_.width; first += kCodeUnit) {
-      const CodeUnit unit = reader_.find(row, first, unused);
-      const Bytes64 bytes = codes_.format == CodeFormat::int8   ? load_bytes(unit.codes)
-                            : codes_.format == CodeFormat::int6 ? code_bytes<CodeFormat::int6>(unit)
-                                                                : code_bytes<CodeFormat::int4>(unit);
-      __builtin_memcpy(to + first, &bytes, sizeof bytes);
     }
   }
 

@@ -59,7 +59,8 @@ class TileCodeChunk : private TileSums {
     shrink_rows(result, row_count, shrink_);
     const std::int64_t row_tiles = (row_count + kTileRows - 1) / kTileRows;
     for (std::int64_t tile = 0; tile < row_tiles; ++tile) turn_weights(tile, count);
-    rounds_ ? sum_strips<kRoundedTerms>(result, row_tiles, count, ahead) : sum_strips<kMostTerms>(result, row_tiles, count, ahead);
+    if (rounds_) return sum_strips<kRoundedTerms>(result, row_tiles, count, ahead);
+    sum_strips<kMostTerms>(result, row_tiles, count, ahead);
   }
 
  private:

@@ -77,7 +77,8 @@ template <CodeFormat Format>
 [[gnu::always_inline]] inline void write_numbers(CodeUnit unit, char* to) {
   const __m512i codes = spread_codes<Format>(unit), low = look_up<Format>(kNumbers<Format>.low, codes);
   __m512i high = look_up<Format>(kNumbers<Format>.high, codes);
-  if constexpr (Format == CodeFormat::fp8) high = _mm512_ternarylogic_epi32(high, codes, _mm512_set1_epi8(-128), 0xf8);  // its sign
+  const __m512i sign = _mm512_set1_epi8(-128);
+  if constexpr (Format == CodeFormat::fp8) high = _mm512_ternarylogic_epi32(high, codes, sign, 0xf8);  // high | codes & sign
   _mm512_storeu_si512(to, _mm512_unpacklo_epi8(low, high));
   _mm512_storeu_si512(to + 64, _mm512_unpackhi_epi8(low, high));
 }
@@ -87,11 +88,12 @@ template <CodeFormat Format>
 template <CodeFormat Format>
 inline void write_numbers(CodeUnit unit, char* to) {
   for (int column = 0; column < kCodeUnit; ++column) {
-    int code = static_cast<std::uint8_t>(unit.codes[Format == CodeFormat::fp8 ? column : column % 32]);
-    const int sign = Format == CodeFormat::fp8 ? code & 0x80 : 0;
-    if constexpr (Format == CodeFormat::fp8) code &= 0x7f;
-    if constexpr (Format != CodeFormat::fp8) code = column < 32 ? code & 15 : code >> 4;
-    if constexpr (Format == CodeFormat::int6) code |= (static_cast<std::uint8_t>(unit.high[column % 16]) >> column / 16 * 2 & 3) << 4;
+    const auto byte = static_cast<std::uint8_t>(unit.codes[Format == CodeFormat::fp8 ? column : column % 32]);
+    const int sign = Format == CodeFormat::fp8 ? byte & 0x80 : 0;
+    int code = Format == CodeFormat::fp8 ? byte & 0x7f : column < 32 ? byte & 15 : byte >> 4;
+    if constexpr (Format == CodeFormat::int6) {
+      code |= (static_cast<std::uint8_t>(unit.high[column % 16]) >> column / 16 * 2 & 3) << 4;
+    }
     const auto bits = static_cast<std::uint16_t>(number_bits<Format>(code) | sign << 8);
     __builtin_memcpy(to + 2 * (column / 32 * 32 + staged_place(column % 32)), &bits, sizeof bits);
   }

@@ -127,7 +127,8 @@ def test_every_code_is_read_as_the_reference_reads_it(format: str, heads: int, i
     expected = attend(query, cache.layer(0), batch, scale=0.04, backend="portable")
     for integer in (False, True):
         out = attend(query, cache.layer(0), batch, scale=0.04, backend=f"native:{isa}", integer=integer)
-        assert_close(out.out, expected.out.double(), tolerance=f"attention by words over {format}" if integer else "float32")
+        tolerance = f"attention by words over {format}" if integer else "float32"
+        assert_close(out.out, expected.out.double(), tolerance=tolerance)
 
 
 @pytest.mark.parametrize("isa", available_isas())

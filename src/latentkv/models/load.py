@@ -106,7 +106,7 @@ def load_model(
                it is, and is an error for a checkpoint that has latents already
     backend:   attention backend by name, or "auto"
     deterministic: of attention alone, see `attend`; the linear layers' sums are torch's
-    integer_attention: `attend`'s `integer`: over a cache of codes, queries and weights may be rounded to 15 bits and a sign
+    integer_attention: `attend`'s `integer`: whether attention over a cache of codes may round queries and weights
     guard:     chooses the attention backend step by step, in place of `backend`, and replaces one that fails; other
                native kernels that raise are replaced by their references then
     memory_bytes: what the weights that are copied may take at most, "available" (what is free now), or "unlimited".

@@ -101,6 +101,8 @@ class FewRows {
         if (WordReader<W>::has_nan(codes_[t] + first)) scales_[first / layout_.group * kChunk + t] = __builtin_nanf("");
       }
     }
+    // Packed codes have none for zero, and beyond the width queries have their RoPE part.
+    if constexpr (packed) __builtin_memset(staged + layout_.width, 0, padded_ - layout_.width);
   }
 
   // W numbers, of fp8 2**8 times smaller: float16 has its bits, further up.

@@ -27,6 +27,7 @@ constexpr Name kNames[] = {
     {kAvx512bw, "avx512bw"},
     {kAvx512vl, "avx512vl"},
     {kAvx512dq, "avx512dq"},
+    {kAvx512Vbmi, "avx512_vbmi"},
     {kAvx512Vnni, "avx512_vnni"},
     {kAvx512Bf16, "avx512_bf16"},
     {kAvx512Fp16, "avx512_fp16"},
@@ -76,6 +77,7 @@ std::uint32_t detect() {
   add(zmm, extended.ebx, 30, kAvx512bw);
   add(zmm, extended.ebx, 31, kAvx512vl);
   add(zmm, extended.ebx, 17, kAvx512dq);
+  add(zmm, extended.ecx, 1, kAvx512Vbmi);
   add(zmm, extended.ecx, 11, kAvx512Vnni);
   add(zmm, extended1.eax, 5, kAvx512Bf16);
   add(zmm, extended.edx, 23, kAvx512Fp16);

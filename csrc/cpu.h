@@ -25,6 +25,7 @@ enum Cpu : std::uint32_t {
   kAmxBf16 = 1u << 13,
   kNeon = 1u << 14,
   kNeonDot = 1u << 15,
+  kAvx512Vbmi = 1u << 16,
 };
 
 // What may be used: the CPU has it and the operating system saves its registers. AMX also needs the kernel's permission,

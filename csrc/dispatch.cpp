@@ -39,7 +39,7 @@ constexpr std::uint32_t kAvx512 = kAvx2 | kFma | kF16c | kAvx512f | kAvx512bw | 
 // The first that the CPU has is the default. Those for tests stand after baseline and so are never the default.
 constexpr Isa kIsas[] = {
 #if defined(__x86_64__)
-    {"amx", kAvx512 | kAvx512Vnni | kAvx512Bf16 | kAmxTile | kAmxBf16 | kAmxInt8, &amx::kernels},
+    {"amx", kAvx512 | kAvx512Vbmi | kAvx512Vnni | kAvx512Bf16 | kAmxTile | kAmxBf16 | kAmxInt8, &amx::kernels},
     {"avx512vnni", kAvx512 | kAvx512Vnni, &avx512vnni::kernels},
     {"avx512", kAvx512, &avx512::kernels},
     {"avx2", kAvx2 | kFma | kF16c, &avx2::kernels},

@@ -21,7 +21,7 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   # GCC 12 warns of its own intrinsics (its bug 105593).
   add_isa(avx512 ${AVX512_FLAGS} -Wno-uninitialized -Wno-maybe-uninitialized)
   add_isa(avx512vnni ${AVX512_FLAGS} -mavx512vnni -Wno-uninitialized -Wno-maybe-uninitialized)
-  add_isa(amx ${AVX512_FLAGS} -mavx512vnni -mavx512bf16 -mamx-tile -mamx-bf16 -Wno-uninitialized -Wno-maybe-uninitialized)
+  add_isa(amx ${AVX512_FLAGS} -mavx512vbmi -mavx512vnni -mavx512bf16 -mamx-tile -mamx-bf16 -Wno-uninitialized -Wno-maybe-uninitialized)
 elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64|ARM64)$")
   add_isa(neondot -march=armv8.2-a+dotprod)
 endif()

@@ -152,4 +152,10 @@ template <int W>
   return term;
 }
 
+// What is left, to nearest, as the last term: of two terms 2**-17 of the number are lost.
+template <int W>
+[[gnu::always_inline]] inline typename Simd<W>::U rounded_term(typename Simd<W>::F rest) {
+  return ((typename Simd<W>::U)rest + 0x8000u) & 0xffff0000u;
+}
+
 }  // namespace latentkv::LATENTKV_ISA

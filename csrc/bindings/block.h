@@ -21,7 +21,8 @@ struct BlockStep {
   AngleTable angles;
   AttentionPlan plan;
   std::int64_t projected_tokens;  // what per-head products compute at least, filled up with zeros
-  bool integer, narrow;  // how x may and must be rounded: LinearCall
+  bool integer, narrow;    // how x may and must be rounded: LinearCall
+  bool integer_attention;  // whether rows of codes may be multiplied as whole numbers
   int threads;
 };
 

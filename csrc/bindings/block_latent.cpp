@@ -154,7 +154,7 @@ class LatentBlock final : public Block {
     p.heads = heads;
     p.groups = 1;
     p.b_blocks = sizes_.groups;
-    p.integer = step.integer;
+    p.integer = step.integer_attention;
     p.key_width = latent + sizes_.rope;
     p.value_width = latent;
     p.value_offset = -1;

@@ -16,7 +16,7 @@ class AttentionWorker {
   using F = typename S::F;
   using Query = typename Engine::Query;
   using Chunk = typename Engine::Chunk;
-  static constexpr bool kParted = Engine::template kPartedSums<T>;
+  static constexpr bool kParted = kPartedSums<Engine, T>;
 
  public:
   AttentionWorker(const AttentionParams& p, float* memory)
@@ -173,8 +173,10 @@ template <int W, typename Use>
 auto with_worker(const AttentionParams& p, Use use) {
   if constexpr (kHasTiles) {
     using OfBf16 = TileOrVectorWorker<AttentionWorker<16, bf16, VectorEngine<16>>, AttentionWorker<16, bf16, TileEngine>>;
+    using OfBytes = TileOrVectorWorker<AttentionWorker<16, Coded, CodeEngine<16>>, AttentionWorker<16, Coded, TileByteEngine>>;
     using OfCodes = TileOrVectorWorker<AttentionWorker<16, Coded, CodeEngine<16>>, AttentionWorker<16, Coded, TileCodeEngine>>;
     if (TileChunk::suits(p)) return use.template operator()<OfBf16>();
+    if (TileByteChunk::suits(p)) return use.template operator()<OfBytes>();
     if (TileCodeChunk::suits(p)) return use.template operator()<OfCodes>();
   }
   if constexpr (Dot<W>::kPairs) {

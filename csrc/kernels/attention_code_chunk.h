@@ -4,8 +4,8 @@
 
 #include <omp.h>
 
+#include "kernels/attention_code_few.h"
 #include "kernels/attention_code_tiles.h"
-#include "kernels/attention_partial.h"
 
 namespace latentkv::LATENTKV_ISA {
 
@@ -30,9 +30,7 @@ class CodeChunk {
            (reads_fp8 || p.codes.format != CodeFormat::fp8);
   }
 
-  static std::int64_t floats(const AttentionParams&) {
-    return kChunk * kStrip + kChunk * kRows + kRows + kChunk * kStripWords + kChunkPairs * kRows + kRows + kChunk;
-  }
+  static std::int64_t floats(const AttentionParams& p) { return kOwn + FewRows<W>::floats(p); }
 
   CodeChunk(const AttentionParams& p, float* memory)
       : codes_(p.codes),
@@ -43,16 +41,18 @@ class CodeChunk {
         words_(reinterpret_cast<std::uint32_t*>(shrink_ + kRows)),
         weights_(words_ + kChunk * kStripWords),
         units_(reinterpret_cast<float*>(weights_ + kChunkPairs * kRows)),
-        scales_(units_ + kRows) {}
+        scales_(units_ + kRows),
+        few_(p, reader_, memory + kOwn) {}
 
   float* scores() const { return scores_; }
   float* shrink() const { return shrink_; }
 
   template <typename T>
   void dot(const CodeQuery<W>& query, const char* const* rows, std::int64_t count, std::int64_t, std::int64_t width,
-           Ahead& ahead) const {
+           Ahead& ahead) {
     ahead.spread(kAskedByDot, steps(query, width));
     const bool is_wide = query.begin()->vectors > 0;
+    goes_narrow_ = !is_wide;
     for (std::int64_t t = 0; t < kChunk; ++t) __builtin_memset(scores_ + t * kRows, 0, (is_wide ? kRows : W) * sizeof(float));
     if (is_wide) {
       for (std::int64_t strip = 0; strip < query.code_strips(); ++strip) {
@@ -63,9 +63,11 @@ class CodeChunk {
         dot_rope(query, from, from + kStrip < width ? from + kStrip : width, rows, count, ahead);
       }
     }
+    if ((query.end() - 1)->vectors > 0) return;
+    few_.take(rows, count);
     for (const Panel& panel : query) {
       if (panel.vectors > 0) continue;
-      reader_.with_format([&]<CodeFormat Format>() { dot_narrow_panel<Format>(query, panel, width, rows, count, ahead); });
+      few_.dot(panel.q, query.stride(), panel.rows, query.code_strips() > 0, width, scores_ + panel.first_row, ahead);
     }
   }
 
@@ -73,12 +75,15 @@ class CodeChunk {
   void sum(const Partial& result, std::int64_t row_count, const char* const* rows, std::int64_t count, std::int64_t,
            std::int64_t width, Ahead& ahead) const {
     const std::int64_t blocks = (row_count + Tile<W>::sum_rows - 1) / Tile<W>::sum_rows;
+    if (goes_narrow_ && row_count <= FewRows<W>::kMostSummed) {
+      ahead.spread(100 - kAskedByDot, result.strips * (kChunk / kStepTerms));
+      return few_.sum(result, row_count, scores_, shrink_, ahead);
+    }
     ahead.spread(100 - kAskedByDot, blocks * result.strips * (kChunkPairs / kStepTerms));
-    if (row_count <= kFew) gather_weights(row_count, count);
     for (std::int64_t d = 0; d < width; d += kStrip) {
       reader_.with_format([&]<CodeFormat Format>() { pair_values<Format>(rows, count, d); });
       if (d % codes_.group == 0 || codes_.format == CodeFormat::fp8) {
-        row_count <= kFew ? cut_few_weights(row_count, count) : cut_weights(row_count, count);
+        cut_weights(row_count, count);
       }
       sum_strip(result.at(0, d), row_count, (count + 1) / 2, ahead);
     }
@@ -88,8 +93,8 @@ class CodeChunk {
   // Percent of the next chunk's lines.
   static constexpr std::int64_t kAskedByDot = 55;
 
-  // Rows whose weights become words with tokens in the lanes.
-  static constexpr std::int64_t kFew = 2;
+  static constexpr std::int64_t kOwn =
+      kChunk * kStrip + kChunk * kRows + kRows + kChunk * kStripWords + kChunkPairs * kRows + kRows + kChunk;
 
   std::int64_t steps(const CodeQuery<W>& query, std::int64_t width) const {
     std::int64_t steps = 0;
@@ -160,53 +165,6 @@ class CodeChunk {
     }
   }
 
-  template <CodeFormat Format>
-  void dot_narrow_panel(const CodeQuery<W>& query, const Panel& panel, std::int64_t width, const char* const* rows,
-                        std::int64_t count, Ahead& ahead) const {
-    for (std::int64_t t = 0; t < count; ++t) {
-      float* scores = scores_ + t * kRows + panel.first_row;
-      if (panel.rows == 4) dot_narrow<Format, 4>(query, panel, width, rows[t], scores);
-      if (panel.rows == 2) dot_narrow<Format, 2>(query, panel, width, rows[t], scores);
-      if (panel.rows == 1) dot_narrow<Format, 1>(query, panel, width, rows[t], scores);
-      ahead.step();
-    }
-  }
-
-  // Few rows: columns in the lanes, straight from the cache.
-  template <CodeFormat Format, int Rows>
-  void dot_narrow(const CodeQuery<W>& query, const Panel& panel, std::int64_t width, const char* row,
-                  float* scores) const {
-    F sum[Rows] = {};
-    char copied[kCodeUnit];
-    std::int64_t group = 0, group_end = codes_.group;
-    for (std::int64_t strip = 0; strip < query.code_strips(); ++strip) {
-      if (strip * kStrip == group_end) {
-        ++group;
-        group_end += codes_.group;
-      }
-      const CodeUnit unit = reader_.find(row, strip * kStrip, copied);
-      const std::uint32_t* q = query.words(panel, strip);
-      typename Dot<W>::I whole[Rows] = {};
-#pragma GCC unroll 8
-      for (int i = 0; i < kStrip; i += 2 * W) {
-        const I16 words = WordReader<W>::template words<Format>(unit, i);
-#pragma GCC unroll 4
-        for (int r = 0; r < Rows; ++r) {
-          whole[r] = Dot<W>::add_pairs(whole[r], (U)words, load_words<W>(q + r * query.row_words() + i / 2));
-        }
-      }
-      const float scale = reader_.template scale<Format>(row, group, unit);
-      const float* units = query.units(strip) + panel.first_row;
-      for (int r = 0; r < Rows; ++r) sum[r] = S::fma(number_of<W>(whole[r]), S::broadcast(units[r] * scale), sum[r]);
-    }
-    const bf16* key = rope(row);
-    for (std::int64_t d = codes_.width; d < width; d += W) {
-      const F value = S::load(key + d - codes_.width);
-      for (int r = 0; r < Rows; ++r) sum[r] = S::fma(value, S::load(panel.q + r * query.stride() + d), sum[r]);
-    }
-    for (int r = 0; r < Rows; ++r) scores[r] = S::sum(sum[r]);
-  }
-
   const bf16* rope(const char* row) const { return reinterpret_cast<const bf16*>(row + codes_.rope_offset); }
 
   // Weights times scales, as words in a unit for each row.
@@ -220,29 +178,6 @@ class CodeChunk {
         const U both = unit.words(of(t), t + 1 < count ? of(t + 1) : S::zero());
         __builtin_memcpy(weights_ + t / 2 * kRows + row, &both, sizeof both);
       }
-    }
-  }
-
-  // Of few rows: [row][kChunk], so that tokens are in the lanes.
-  void gather_weights(std::int64_t row_count, std::int64_t count) const {
-    for (std::int64_t row = 0; row < row_count; ++row) {
-      for (std::int64_t t = 0; t < kChunk; ++t) strip_[row * kChunk + t] = t < count ? scores_[t * kRows + row] : 0.0f;
-    }
-  }
-
-  void cut_few_weights(std::int64_t row_count, std::int64_t count) const {
-    for (std::int64_t row = 0; row < row_count; ++row) {
-      const float* weights = strip_ + row * kChunk;
-      const auto of = [&](std::int64_t i) { return S::load(weights + i * W) * S::load(scales_ + i * W); };
-      WordUnit<W> unit(most_word(codes_), kChunk / W, of);
-      unit.unite(most_word(codes_));
-      units_[row] = unit.unit()[0];
-      std::uint32_t words[kChunk];
-      for (std::int64_t i = 0; i < kChunk / W; ++i) {
-        const U word = unit.words(of(i), S::zero());
-        __builtin_memcpy(words + i * W, &word, sizeof word);
-      }
-      for (std::int64_t t = 0; t < count; t += 2) weights_[t / 2 * kRows + row] = words[t] | words[t + 1] << 16;
     }
   }
 
@@ -297,6 +232,8 @@ class CodeChunk {
   float *strip_, *scores_, *shrink_;
   std::uint32_t *words_, *weights_;
   float *units_, *scales_;
+  FewRows<W> few_;
+  bool goes_narrow_ = false;
 };
 
 }  // namespace latentkv::LATENTKV_ISA

@@ -1,4 +1,5 @@
-// The queries of one item as words, for rows of codes: in units of their own for each row and 64 columns.
+// The queries of one item as words where rows are in the lanes, for rows of codes: in units of their own for each row and 64
+// columns.
 #pragma once
 
 #include "kernels/attention_code_words.h"
@@ -30,14 +31,10 @@ class CodeQuery : public PackedQuery<W> {
   // 0 where no query looks at the codes.
   std::int64_t code_strips() const { return sees_codes_ ? strips_ : 0; }
 
-  // Pairs of columns [kStripWords][vectors * W] of a panel with rows in the lanes; of one without, [kStripWords] of a row.
-  const std::uint32_t* words(const Panel& panel, std::int64_t strip, std::int64_t row = 0) const {
-    const std::int64_t rows = panel.vectors > 0 ? panel.vectors * W : 1;
-    return words_ + ((panel.first_row + row) * strips_ + strip * rows) * kStripWords;
+  // Pairs of columns [kStripWords][vectors * W] of a panel with rows in the lanes.
+  const std::uint32_t* words(const Panel& panel, std::int64_t strip) const {
+    return words_ + (panel.first_row * strips_ + strip * panel.vectors * W) * kStripWords;
   }
-
-  // Between the rows of a panel without rows in the lanes.
-  std::int64_t row_words() const { return strips_ * kStripWords; }
 
   // [kRows]
   const float* units(std::int64_t strip) const { return units_ + strip * kRows; }
@@ -46,7 +43,7 @@ class CodeQuery : public PackedQuery<W> {
     Base::pack(names, row_count);
     for (const Panel& panel : *this) {
       for (std::int64_t strip = 0; strip < code_strips(); ++strip) {
-        panel.vectors > 0 ? cut_wide(panel, strip) : cut_narrow(panel, strip);
+        if (panel.vectors > 0) cut(panel, strip);
       }
     }
   }
@@ -58,7 +55,7 @@ class CodeQuery : public PackedQuery<W> {
     return left < kStrip ? left : kStrip;
   }
 
-  void cut_wide(const Panel& panel, std::int64_t strip) const {
+  void cut(const Panel& panel, std::int64_t strip) const {
     const std::int64_t lanes = panel.vectors * W, count = columns(strip);
     for (std::int64_t lane = 0; lane < lanes; lane += W) {
       const float* q = panel.q + strip * kStrip * lanes + lane;
@@ -70,18 +67,6 @@ class CodeQuery : public PackedQuery<W> {
         const U both = unit.words(of(2 * i), of(2 * i + 1));
         __builtin_memcpy(to + i * lanes, &both, sizeof both);
       }
-    }
-  }
-
-  void cut_narrow(const Panel& panel, std::int64_t strip) const {
-    const std::int64_t count = columns(strip);
-    for (std::int64_t row = 0; row < panel.rows; ++row) {
-      const float* q = panel.q + row * this->stride() + strip * kStrip;
-      auto* to = const_cast<std::uint32_t*>(words(panel, strip, row));
-      const auto of = [&](std::int64_t i) { return i < count ? S::broadcast(q[i]) : S::zero(); };
-      const WordUnit<W> unit(most_, count, of);
-      units_[strip * kRows + panel.first_row + row] = unit.unit()[0];
-      for (std::int64_t i = 0; i < kStripWords; ++i) to[i] = unit.words(of(2 * i), of(2 * i + 1))[0];
     }
   }
 

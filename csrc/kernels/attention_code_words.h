@@ -70,11 +70,25 @@ class WordReader {
   template <CodeFormat Format>
   [[gnu::always_inline]] static I16 words(CodeUnit unit, int i) {
     if constexpr (Format == CodeFormat::int8) return signed_words(unit.codes + i);
-    if constexpr (Format == CodeFormat::fp8) return e4m3(unsigned_words(unit.codes + i));
+    if constexpr (Format == CodeFormat::fp8) return e4m3(unit.codes + i);
     const U16 both = unsigned_words(unit.codes + i % (kCodeUnit / 2));
     U16 code = i < kCodeUnit / 2 ? both & 15 : both >> 4;
     if constexpr (Format == CodeFormat::int6) code |= high_bits(unit.high, i) << 4;
     return (I16)(code + code - (Format == CodeFormat::int6 ? 63 : 15));
+  }
+
+  // Of 64 codes of fp8.
+  static bool has_nan(const char* codes) {
+    B found{};
+    for (int i = 0; i < kCodeUnit; i += 2 * W) {
+      B some;
+      __builtin_memcpy(&some, codes + i, sizeof some);
+      found |= (B)((some & 0x7f) == 0x7f);
+    }
+    std::uint64_t words[sizeof found / 8], any = 0;
+    __builtin_memcpy(words, &found, sizeof found);
+    for (const std::uint64_t word : words) any |= word;
+    return any != 0;
   }
 
  private:
@@ -93,36 +107,40 @@ class WordReader {
     return unsigned_words(from + i % 16) >> (i / 16 * 2) & 3;
   }
 
-  // 8 times the number that the code stands for, to nearest: (8 + fraction) * 2**(exponent - 7), where exponents of 0 have no 8
-  // and count as 1.
-  static I16 e4m3(U16 code) {
-    const U16 exponent = code >> 3 & 15, is_normal = (U16)(exponent != 0);
-    const U16 size = ((code & 7) | (is_normal & 8)) << 9;
-    const I16 number = round_product((I16)size, (I16)power(exponent));
+  // 8 times the numbers that codes stand for, to nearest: (8 + fraction) * 2**(exponent - 7), where exponents of 0 have no 8
+  // and count as 1. AVX2 has no shifts by words: it looks up both bytes of the power.
+  [[gnu::always_inline]] static I16 e4m3(const char* from) {
+#if defined(__AVX2__)
+    if constexpr (W == 8) return e4m3_by_tables(from);
+#endif
+    const U16 code = unsigned_words(from), exponent = code >> 3 & 15, is_normal = (U16)(exponent != 0);
+    const U16 size = ((code & 7) | (is_normal & 8)) << 9, power = (U16{} + 1) << (exponent - (is_normal & 1));
+    const I16 number = round_product((I16)size, (I16)power);
     const I16 sign = (I16)(code << 8) >> 15;
     return (number ^ sign) - sign;
   }
 
-  // 2**(exponent - 1), of 0 as of 1.
-  static U16 power(U16 exponent) {
 #if defined(__AVX2__)
-    if constexpr (W == 8) {  // it has no shifts by words: the upper and the lower byte from tables, 0 where an index has its sign
-      const auto low = _mm256_broadcastsi128_si256(_mm_setr_epi8(1, 1, 2, 4, 8, 16, 32, 64, -128, 0, 0, 0, 0, 0, 0, 0));
-      const auto high = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 4, 8, 16, 32, 64));
-      return (U16)_mm256_shuffle_epi8(low, (__m256i)(exponent | 0x8000)) |
-             (U16)_mm256_shuffle_epi8(high, (__m256i)(exponent << 8 | 0x80));
-    }
-#endif
-    return (U16{} + 1) << (exponent - ((U16)(exponent != 0) & 1));
+  // Signed sizes are upper bytes of words: sums of bytes, doubled, are 512 times what a word of them is to be.
+  [[gnu::always_inline]] static I16 e4m3_by_tables(const char* from) {
+    const __m128i code = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)), seven = _mm_set1_epi8(7);
+    const __m128i normal = _mm_or_si128(_mm_and_si128(code, seven), _mm_set1_epi8(8));
+    const __m128i size = _mm_min_epu8(_mm_and_si128(code, _mm_set1_epi8(127)), normal);
+    const __m128i number = _mm_sign_epi8(_mm_add_epi8(size, size), code);
+    const __m128i exponent = _mm_and_si128(_mm_srli_epi16(code, 3), _mm_set1_epi8(15));
+    const __m128i low = _mm_shuffle_epi8(_mm_setr_epi8(1, 1, 2, 4, 8, 16, 32, 64, -128, 0, 0, 0, 0, 0, 0, 0), exponent);
+    const __m128i high = _mm_shuffle_epi8(_mm_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 4, 8, 16, 32, 64), exponent);
+    const __m128i zero = _mm_setzero_si128();
+    const __m128i first = _mm_mulhrs_epi16(_mm_unpacklo_epi8(zero, number), _mm_unpacklo_epi8(low, high));
+    const __m128i second = _mm_mulhrs_epi16(_mm_unpackhi_epi8(zero, number), _mm_unpackhi_epi8(low, high));
+    return (I16)_mm256_set_m128i(second, first);
   }
+#endif
 
   // a * b / 2**15, to nearest.
   static I16 round_product(I16 a, I16 b) {
 #if defined(__AVX512BW__)
     if constexpr (W == 16) return (I16)_mm512_mulhrs_epi16((__m512i)a, (__m512i)b);
-#endif
-#if defined(__AVX2__)
-    if constexpr (W == 8) return (I16)_mm256_mulhrs_epi16((__m256i)a, (__m256i)b);
 #endif
     std::int16_t left[2 * W], right[2 * W];
     __builtin_memcpy(left, &a, sizeof left);
@@ -131,19 +149,6 @@ class WordReader {
     for (int i = 0; i < 2 * W; ++i) left[i] = static_cast<std::int16_t>((left[i] * right[i] + 0x4000) >> 15);
     __builtin_memcpy(&a, left, sizeof a);
     return a;
-  }
-
-  static bool has_nan(const char* codes) {
-    B found{};
-    for (int i = 0; i < kCodeUnit; i += 2 * W) {
-      B some;
-      __builtin_memcpy(&some, codes + i, sizeof some);
-      found |= (B)((some & 0x7f) == 0x7f);
-    }
-    std::uint64_t words[sizeof found / 8], any = 0;
-    __builtin_memcpy(words, &found, sizeof found);
-    for (const std::uint64_t word : words) any |= word;
-    return any != 0;
   }
 
   static I16 signed_words(const char* from) {
@@ -199,17 +204,6 @@ class WordUnit {
     find(largest, most);
   }
 
-  // The largest of all lanes in every one.
-  void unite(float most) {
-    I largest = largest_;
-    for (int i = 0; i < W; ++i) {
-      const std::int32_t one = largest_[i];
-      const I all = one - I{};
-      largest = all > largest ? all : largest;
-    }
-    find(largest, most);
-  }
-
   F unit() const { return unit_; }
 
   // Two words in each lane. Adding 1.5 * 2**23 leaves the rounded number in the low bits of the sum.
@@ -221,12 +215,10 @@ class WordUnit {
  private:
   // What is not finite makes the unit NaN.
   void find(I largest, float most) {
-    largest_ = largest;
     unit_ = (F)largest * S::broadcast(1.0f / most) + ((F)largest - (F)largest);
     inverse_ = unit_ < S::broadcast(__FLT_MIN__) ? S::zero() : S::broadcast(1.0f) / unit_;
   }
 
-  I largest_;
   F unit_, inverse_;
 };
 

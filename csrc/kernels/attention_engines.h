@@ -3,6 +3,7 @@
 
 #include "kernels/attention_chunk.h"
 #include "kernels/attention_code_chunk.h"
+#include "kernels/attention_tile_byte_chunk.h"
 #include "kernels/attention_tile_chunk.h"
 #include "kernels/attention_tile_code_chunk.h"
 
@@ -13,8 +14,6 @@ template <int W>
 struct VectorEngine {
   using Query = PackedQuery<W>;
   using Chunk = latentkv::LATENTKV_ISA::Chunk<W>;
-  template <typename T>
-  static constexpr bool kPartedSums = kParted<T>;
   static constexpr float kSlack = 0.0f;
 };
 
@@ -23,26 +22,34 @@ template <int W>
 struct CodeEngine {
   using Query = CodeQuery<W>;
   using Chunk = CodeChunk<W>;
-  template <typename>
-  static constexpr bool kPartedSums = false;
   static constexpr float kSlack = 0.0f;
 };
 
 struct TileEngine {
   using Query = TileQuery;
   using Chunk = TileChunk;
-  template <typename>
-  static constexpr bool kPartedSums = false;
   // Scores may exceed `top` by this: the sums, which lie in memory, then seldom need shrinking.
   static constexpr float kSlack = 8.0f;
 };
 
+// Codes as bf16.
 struct TileCodeEngine {
-  using Query = TileCodeQuery;
+  using Query = TileQuery;
   using Chunk = TileCodeChunk;
-  template <typename>
-  static constexpr bool kPartedSums = false;
   static constexpr float kSlack = 8.0f;
 };
+
+// Codes, queries and weights as bytes.
+struct TileByteEngine {
+  using Query = TileByteQuery;
+  using Chunk = TileByteChunk;
+  static constexpr float kSlack = 8.0f;
+};
+
+// Whether an engine's sums over rows of T stand in parted columns (attention_tiles.h).
+template <typename Engine, typename T>
+constexpr bool kPartedSums = false;
+template <int W, typename T>
+constexpr bool kPartedSums<VectorEngine<W>, T> = kParted<T>;
 
 }  // namespace latentkv::LATENTKV_ISA

@@ -1,4 +1,4 @@
-// Bytes for matrix tiles of int8: codes as bytes, four tokens side by side, words cut into two bytes. Intrinsics and plain twins.
+// Bytes for matrix tiles of int8: four tokens side by side, words cut into two bytes. Intrinsics and plain twins.
 #pragma once
 
 #include "kernels/attention_code_words.h"
@@ -19,35 +19,6 @@ inline Bytes64 load_bytes(const char* from) {
   Bytes64 bytes;
   __builtin_memcpy(&bytes, from, sizeof bytes);
   return bytes;
-}
-
-// The numbers of a unit of int6 or int4 codes: odd, -63 to 63 or -15 to 15.
-template <CodeFormat Format>
-inline Bytes64 code_bytes(CodeUnit unit) {
-#if defined(__AVX512BW__)
-  const __m512i twice = _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(unit.codes)));
-  const __m512i nibbles = _mm512_inserti64x4(twice, _mm512_castsi512_si256(_mm512_srli_epi16(twice, 4)), 1);
-  __m512i code = _mm512_and_si512(nibbles, _mm512_set1_epi8(15));
-  if constexpr (Format == CodeFormat::int6) {
-    const __m512i high = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(unit.high)));
-    const __m512i shifts = _mm512_set_epi64(0x0006000600060006, 0x0006000600060006, 0x0004000400040004, 0x0004000400040004,
-                                            0x0002000200020002, 0x0002000200020002, 0, 0);
-    const __m512i two = _mm512_and_si512(_mm512_srlv_epi16(high, shifts), _mm512_set1_epi8(3));
-    code = _mm512_or_si512(code, _mm512_slli_epi16(two, 4));
-  }
-  const __m512i middle = _mm512_set1_epi8(Format == CodeFormat::int6 ? 63 : 15);
-  return (Bytes64)_mm512_sub_epi8(_mm512_add_epi8(code, code), middle);
-#else
-  char bytes[64];
-#pragma GCC unroll 1
-  for (int i = 0; i < 64; ++i) {
-    const auto both = static_cast<std::uint8_t>(unit.codes[i % 32]);
-    int code = i < 32 ? both & 15 : both >> 4;
-    if constexpr (Format == CodeFormat::int6) code |= (static_cast<std::uint8_t>(unit.high[i % 16]) >> i / 16 * 2 & 3) << 4;
-    bytes[i] = static_cast<char>(2 * code - (Format == CodeFormat::int6 ? 63 : 15));
-  }
-  return load_bytes(bytes);
-#endif
 }
 
 // Four rows of 64 columns side by side, four bytes in a word. Word 4 * i + w of result j is of column 16 * i + 4 * j + w.

@@ -6,20 +6,15 @@
 // Queries and weights come in three bf16 terms, so that every product is that of float32 numbers.
 #pragma once
 
-#include "kernels/attention_partial.h"
-#include "kernels/attention_tile_query.h"
+#include "kernels/attention_tile_sums.h"
 
 namespace latentkv::LATENTKV_ISA {
 
-class TileChunk {
-  static constexpr int W = 16;
-  using S = Simd<W>;
+class TileChunk : private TileSums {
   using Pairs = Lanes<std::uint16_t, 2 * W>::type;
 
  public:
-  static constexpr std::int64_t kTokens = 64;
-  static constexpr std::int64_t kTokenTiles = kTokens / kTileRows;
-  static constexpr std::int64_t kTokenSteps = kTokens / kTileDepth;
+  using TileSums::kTokens;
 
   // Fewer rows would leave most of a tile empty, and wait for memory all the same.
   static constexpr std::int64_t kLeastRows = 3;
@@ -33,13 +28,12 @@ class TileChunk {
   }
 
   TileChunk(const AttentionParams& p, float* memory)
-      : scale_(p.scale_log2),
+      : TileSums(words(memory), words(memory) + kWeightWords),
+        scale_(p.scale_log2),
         row_bytes_(p.row_stride * 2),
         scores_(memory),
         shrink_(scores_ + kTokens * kRows),
-        weights_(reinterpret_cast<std::uint32_t*>(shrink_ + kRows)),
-        values_(weights_ + kWeightWords),
-        staged_(reinterpret_cast<bf16*>(values_ + kValueWords)) {}
+        staged_(reinterpret_cast<bf16*>(words(memory) + kWeightWords + kValueWords)) {}
 
   float* scores() const { return scores_; }
   float* shrink() const { return shrink_; }
@@ -60,7 +54,7 @@ class TileChunk {
            std::int64_t first, std::int64_t width, Ahead& ahead) {
     const std::int64_t row_tiles = (row_count + kTileRows - 1) / kTileRows;
     for (std::int64_t tile = 0; tile < row_tiles; ++tile) cut_weights(tile, count);
-    shrink_rows(result, row_count);
+    shrink_rows(result, row_count, shrink_);
     const std::int64_t steps = (count + kTileDepth - 1) / kTileDepth;
     const std::int64_t strips = (width + kStrip - 1) / kStrip;
     for (std::int64_t d = 0; d < width; d += kStrip) {
@@ -68,18 +62,19 @@ class TileChunk {
       ahead.spread(kAskedByPairs, strips * kTokens / 2);
       pair_values(rows, count, first + d, columns, ahead);
       ahead.spread(100 - kAskedByDot - kAskedByPairs, strips * row_tiles * steps * kTerms);
-      sum_strip(result.at(0, d), row_tiles, columns / W, steps, ahead);
+      sum_strip<kTerms>(result.at(0, d), row_tiles, columns / W, steps, ahead);
     }
   }
 
  private:
-  static constexpr std::int64_t kTileWords = TileQuery::kTileWords;
-  static constexpr std::int64_t kTerms = TileQuery::kTerms;
-  static constexpr std::int64_t kWeightWords = TileQuery::kMostRowTiles * kTokenSteps * kTerms * kTileWords;
-  static constexpr std::int64_t kValueWords = kTokenSteps * (kStrip / W) * kTileWords;
+  static constexpr int kTerms = kMostTerms;
 
   // Percent of the next chunk's lines asked for in each part; the sums ask for the others.
   static constexpr std::int64_t kAskedByDot = 40, kAskedByPairs = 20;
+
+  static std::uint32_t* words(float* memory) {
+    return reinterpret_cast<std::uint32_t*>(memory + kTokens * kRows + kRows);
+  }
 
   struct Keys {
     const char* data;
@@ -158,7 +153,7 @@ class TileChunk {
         rows[i] = first + i < count ? S::load(scores_ + (first + i) * kRows + row_tile * kTileRows) : S::zero();
       }
       transpose<W>(rows);
-      auto* to = reinterpret_cast<char*>(weights_ + (row_tile * kTokenSteps + first / kTileDepth) * kTerms * kTileWords) +
+      auto* to = reinterpret_cast<char*>(weights<kTerms>(row_tile, first / kTileDepth)) +
                  first % kTileDepth * 2;
       for (int i = 0; i < W; ++i, to += kTileRowBytes) {
         for (int term = 0; term < kTerms; ++term) {
@@ -169,21 +164,11 @@ class TileChunk {
     }
   }
 
-  void shrink_rows(const Partial& result, std::int64_t row_count) const {
-    for (std::int64_t row = 0; row < row_count; ++row) {
-      if (shrink_[row] == 1.0f) continue;
-      const auto factor = S::broadcast(shrink_[row]);
-      for (std::int64_t d = 0; d < result.strips * kStrip; d += W) {
-        S::store(result.at(row, d), S::load(result.at(row, d)) * factor);
-      }
-    }
-  }
-
   // Tokens 2i and 2i + 1 side by side, column by column; zeros beyond `count`.
   void pair_values(const char* const* rows, std::int64_t count, std::int64_t first, std::int64_t columns,
                    Ahead& ahead) const {
     for (std::int64_t token = 0; token < kTokens; token += 2) {
-      std::uint32_t* to = values_ + token / kTileDepth * (kStrip / W) * kTileWords + token % kTileDepth / 2 * W;
+      std::uint32_t* to = values(token / kTileDepth, 0) + token % kTileDepth / 2 * W;
       ahead.step();
       for (std::int64_t d = 0; d < columns; d += 2 * W, to += 2 * kTileWords) {
         Pairs even{}, odd{};
@@ -199,62 +184,11 @@ class TileChunk {
     }
   }
 
-  // Four accumulators at once, so that products need not wait for each other: row tiles if there are enough, else columns.
-  void sum_strip(float* out, std::int64_t row_tiles, std::int64_t column_tiles, std::int64_t steps, Ahead& ahead) {
-    std::int64_t row = 0;
-    for (; row + 4 <= row_tiles; row += 4) sum_tiles<4, 1>(out, row, column_tiles, steps, ahead);
-    if (row + 3 == row_tiles) return sum_tiles<3, 1>(out, row, column_tiles, steps, ahead);
-    for (; row + 2 <= row_tiles; row += 2) sum_tiles<2, 2>(out, row, column_tiles, steps, ahead);
-    for (; row < row_tiles; ++row) sum_tiles<1, 4>(out, row, column_tiles, steps, ahead);
-  }
-
-  template <int Rows, int Columns>
-  void sum_tiles(float* out, std::int64_t row, std::int64_t column_tiles, std::int64_t steps, Ahead& ahead) {
-    std::int64_t column = 0;
-    for (; column + Columns <= column_tiles; column += Columns) sum_block<Rows, Columns>(out, row, column, steps, ahead);
-    for (; column < column_tiles; ++column) sum_block<Rows, 1>(out, row, column, steps, ahead);
-  }
-
-  template <int Rows, int Columns>
-  void sum_block(float* out, std::int64_t row, std::int64_t column, std::int64_t steps, Ahead& ahead) {
-    out += row * kTileRows * kStrip + column * W;
-    constexpr std::int64_t stride = kStrip * sizeof(float);
-    each<Rows * Columns>([&]<int I>() { tiles_.load<I>(out + I % Rows * kTileRows * kStrip + I / Rows * W, stride); });
-    for (std::int64_t step = 0; step < steps; ++step) {
-      const std::uint32_t* values = values_ + (step * (kStrip / W) + column) * kTileWords;
-      const std::uint32_t* weights = weights_ + (row * kTokenSteps + step) * kTerms * kTileWords;
-#pragma GCC unroll 3
-      for (int term = 0; term < kTerms; ++term, weights += kTileWords) {
-        ahead.step();
-        each<Rows * Columns>([&]<int I>() {
-          constexpr int r = I % Rows, c = I / Rows;
-          if constexpr (r == 0) tiles_.load<6 + c % 2>(values + c * kTileWords, kTileRowBytes);
-          if constexpr (c == 0 || Rows > 2) {
-            tiles_.load<4 + r % 2>(weights + r * kTokenSteps * kTerms * kTileWords, kTileRowBytes);
-          }
-          tiles_.dot<I, 4 + r % 2, 6 + c % 2>();
-        });
-      }
-    }
-    each<Rows * Columns>([&]<int I>() { tiles_.store<I>(out + I % Rows * kTileRows * kStrip + I / Rows * W, stride); });
-  }
-
-  // f<0>(), f<1>(), ... f<Count - 1>().
-  template <int Count, int I = 0, typename F>
-  [[gnu::always_inline]] static void each(F&& f) {
-    if constexpr (I < Count) {
-      f.template operator()<I>();
-      each<Count, I + 1>(f);
-    }
-  }
-
   const float scale_;
   const std::int64_t row_bytes_;
   float *scores_, *shrink_;
-  std::uint32_t *weights_, *values_;
   bf16* staged_;
   Keys keys_[kTokenTiles];
-  Tiles tiles_;
 };
 
 }  // namespace latentkv::LATENTKV_ISA

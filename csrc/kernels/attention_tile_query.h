@@ -2,7 +2,7 @@
 #pragma once
 
 #include "kernels/attention_query.h"
-#include "tile.h"
+#include "kernels/attention_tile_numbers.h"
 
 namespace latentkv::LATENTKV_ISA {
 
@@ -12,6 +12,7 @@ class TileQuery {
 
  public:
   static constexpr std::int64_t kTerms = 3;  // all of a float32 number
+  static constexpr std::int64_t kRoundedTerms = 2;
   static constexpr std::int64_t kMostRowTiles = kRows / kTileRows;
 
   static std::int64_t steps(const AttentionParams& p) { return p.key_width / kTileDepth; }
@@ -23,7 +24,8 @@ class TileQuery {
       : p_(p),
         lines_(memory),
         tiles_(reinterpret_cast<std::uint32_t*>(memory + kTileRows * p.key_width)),
-        terms_(is_short(p.a) && is_short(p.b) ? 1 : kTerms) {}
+        coded_(p.row_dtype == DType::u8 ? p.codes.width : 0),
+        terms_(is_short(p.a) && is_short(p.b) ? 1 : coded_ > 0 && p.integer ? kRoundedTerms : kTerms) {}
 
   std::int64_t row_tiles() const { return row_tiles_; }
   std::int64_t terms() const { return terms_; }
@@ -57,17 +59,22 @@ class TileQuery {
     scale_part<W>(p_.b, token, head, 1.0f, to + p_.key_width - (p_.b_blocks - head * p_.b_blocks / p_.heads) * p_.b.width);
   }
 
+  // Codes are staged in an order of their own.
   void pack_tile(std::int64_t row_tile, std::int64_t step) const {
     auto* to = const_cast<std::uint32_t*>(tile(row_tile, step));
+    const bool is_code = step * kTileDepth < coded_;
     for (std::int64_t half = 0; half < 2; ++half) {
       typename S::F columns[W];
       for (int i = 0; i < W; ++i) columns[i] = S::load(lines_ + i * p_.key_width + step * kTileDepth + half * W);
       transpose<W>(columns);
       for (std::int64_t term = 0; term < terms_; ++term) {
         for (int pair = 0; pair < W / 2; ++pair) {
-          const auto low = next_term<W>(columns[2 * pair]), high = next_term<W>(columns[2 * pair + 1]);
-          const auto both = (low >> 16) | high;
-          __builtin_memcpy(to + term * kTileWords + (half * W / 2 + pair) * W, &both, sizeof both);
+          const bool is_rounded = term + 1 == terms_ && terms_ == kRoundedTerms;
+          auto &low = columns[2 * pair], &high = columns[2 * pair + 1];
+          const auto both = is_rounded ? (rounded_term<W>(low) >> 16) | rounded_term<W>(high)
+                                       : (next_term<W>(low) >> 16) | next_term<W>(high);
+          const std::int64_t place = half * W / 2 + pair;
+          __builtin_memcpy(to + term * kTileWords + (is_code ? staged_place(2 * place) / 2 : place) * W, &both, sizeof both);
         }
       }
     }
@@ -76,7 +83,7 @@ class TileQuery {
   const AttentionParams& p_;
   float* lines_;  // [kTileRows][key_width]
   std::uint32_t* tiles_;
-  const std::int64_t terms_;
+  const std::int64_t coded_, terms_;
   std::int64_t row_tiles_ = 0;
 };
 

@@ -152,7 +152,7 @@ class ProjectWorker {
 
   template <typename T, typename To>
   void write_columns(std::int64_t row, To* to) const {
-    write_out<W, Engine::template kPartedSums<T>>(sums_, row, 1.0f, p_.out_width, to);
+    write_out<W, kPartedSums<Engine, T>>(sums_, row, 1.0f, p_.out_width, to);
   }
 
   const ProjectParams& p_;

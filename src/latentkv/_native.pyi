@@ -132,6 +132,7 @@ class Isa:
         projected_tokens: int,
         integer: bool,
         narrow: bool,
+        integer_attention: bool,
         threads: int,
     ) -> tuple[int, tuple[float, float, float]]: ...
 

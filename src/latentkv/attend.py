@@ -40,6 +40,7 @@ def attend(
     form: Form = "auto",
     backend: str = "auto",
     deterministic: bool = False,
+    integer: bool = True,
     plan: Plan | None = None,
 ) -> Attended:
     """Attention of a ragged batch's new tokens over the paged cache, to which their rows have been written already.
@@ -53,13 +54,15 @@ def attend(
     form:   "auto", "latent" or "head" (only where `up` is given)
     deterministic: a sequence's bits do not depend on the rest of the batch nor, with the native backend, on the number
             of threads; costs little
+    integer: over rows of codes, queries and weights may be rounded to 15 bits and a sign where a kernel is faster so
+            (docs/cache_formats.md has the error); False forbids it
     plan:   from `plan_attend`, for the same request, to be shared by the layers of a step
 
     Returns out [T, H, ...] in the query's dtype, lse [T, H] float32 (natural log, -inf where nothing is visible, with
     zeros in out) and the path that ran. Raises ShapeError for arguments that do not fit together, OptionError for an
     unknown form or backend, UnsupportedError when no backend can run it, StalePlanError for another call's plan.
     """
-    request = request_for(query, cache, batch, up=up, form=form, deterministic=deterministic)
+    request = request_for(query, cache, batch, up=up, form=form, deterministic=deterministic, integer=integer)
     if not math.isfinite(scale):
         raise OptionError(sentence("scale", expected="a finite number", got=scale))
     if plan is not None and backend not in ("auto", plan.backend):
@@ -97,6 +100,7 @@ def request_for(
     up: UpProjection | None = None,
     form: Form = "auto",
     deterministic: bool = False,
+    integer: bool = True,
 ) -> Request:
     """The sizes of a call, checked against each other; what backends are asked with. Errors as in `attend`."""
     if form not in get_args(Form):
@@ -126,6 +130,7 @@ def request_for(
         device=query.device.type,
         form=form,
         deterministic=deterministic,
+        integer=integer,
         **sizes,
     )
 

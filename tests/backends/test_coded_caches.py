@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from latentkv.attend import attend, request_for
+from latentkv.backends.isa import available_isas
 from latentkv.backends.kernels import choose_kernels
 from latentkv.backends.native import NativeBackend
 from latentkv.backends.registry import select
@@ -27,6 +28,7 @@ HEADS, LATENT, ROPE, NOPE, VALUE = 8, 192, 16, 24, 20
 CODED = ("fp8", "int8", "int6", "int4")
 LENGTHS = [(7, 200), (1, 65), (33, 33), (1, 1)]
 PAGE = 16
+CODES_PER_BYTE = {"fp8": 1, "int8": 1, "int6": 2, "int4": 2}  # of int6 only its lower bits are set here
 
 
 def case(format: str, *, rotated: bool, outliers: float = 1.0) -> tuple[Tensor, ...]:
@@ -99,3 +101,42 @@ def test_native_reads_a_latent_of_codes_and_says_why_it_cannot_read_coded_keys_a
     selection = select(request)
     assert selection.backend.name == "portable"
     assert selection.rejected[0] == ("native", support.reason)
+
+
+def coded_case(format: str, heads: int) -> tuple[Tensor, LatentCache, Batch]:
+    """70 rows of 512 codes, of which the first ten hold every code that is a number."""
+    generator = torch.Generator().manual_seed(3)
+    cache = LatentCache(CacheLayout(mla_row(format, kv_lora_rank=512, qk_rope_head_dim=64), 1, PAGE), 5)
+    rows = torch.randn(70, 576, generator=generator)
+    cache.layer(0).write(torch.arange(70), {"latent": rows[:, :512], "rope": rows[:, 512:]})
+    codes = torch.arange(256, dtype=torch.uint8).repeat(2)
+    if format == "fp8":
+        codes[(codes & 0x7F) == 0x7F] = 0
+    cache.storage.view(-1, cache.storage.shape[-1])[:10, : len(codes) // CODES_PER_BYTE[format]] = codes[
+        : len(codes) // CODES_PER_BYTE[format]
+    ]
+    batch = Batch.build(query_lens=[1], context_lens=[70], pages=[[0, 1, 2, 3, 4]], page_tokens=PAGE)
+    return torch.randn(1, heads, 576, generator=generator) / 8, cache, batch
+
+
+@pytest.mark.parametrize("isa", available_isas())
+@pytest.mark.parametrize("heads", [1, 2, 4, 16, 40])
+@pytest.mark.parametrize("format", CODED)
+def test_every_code_is_read_as_the_reference_reads_it(format: str, heads: int, isa: str) -> None:
+    query, cache, batch = coded_case(format, heads)
+    expected = attend(query, cache.layer(0), batch, scale=0.04, backend="portable")
+    for integer in (False, True):
+        out = attend(query, cache.layer(0), batch, scale=0.04, backend=f"native:{isa}", integer=integer)
+        tolerance = f"attention by words over {format}" if integer else "float32"
+        assert_close(out.out, expected.out.double(), tolerance=tolerance)
+
+
+@pytest.mark.parametrize("isa", available_isas())
+@pytest.mark.parametrize("heads", [1, 2, 16, 40])
+@pytest.mark.parametrize("code", [0x7F, 0xFF])
+def test_a_code_that_is_no_number_is_never_read_as_one(code: int, heads: int, isa: str) -> None:
+    query, cache, batch = coded_case("fp8", heads)
+    cache.storage.view(-1, cache.storage.shape[-1])[41, 300] = code
+    for integer in (False, True):
+        out = attend(query, cache.layer(0), batch, scale=0.04, backend=f"native:{isa}", integer=integer)
+        assert not out.lse.isfinite().any()

@@ -24,6 +24,7 @@ class Request:
           "absorbed" queries [T, H, L+Rq] already multiplied by W_UK; output [T, H, L] (still latent)
           "kv"       queries [T, H, D] against key and value rows of G heads; output [T, H, V]
     deterministic: the same bits whatever else is in the batch and, where the backend says so, for any threads
+    integer: over rows of codes, whether queries and weights may be rounded to 15 bits and a sign where that is faster
     rope_groups: blocks of the RoPE key; head h's query (width Rq = R / rope_groups) lies in block h*rope_groups//H
     """
 
@@ -35,6 +36,7 @@ class Request:
     device: str
     form: Form
     deterministic: bool = False
+    integer: bool = True
     kv_lora_rank: int = 0
     qk_rope_head_dim: int = 0
     qk_nope_head_dim: int = 0

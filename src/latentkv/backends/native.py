@@ -110,7 +110,7 @@ class NativeBackend:
         """See `Backend.run`. Raises ShapeError for page ids outside the cache, StalePlanError for another's plan."""
         if not isinstance(plan, NativePlan):
             raise StalePlanError(f"plan: made by backend {plan.backend!r}. Make a new plan with the one that runs it.")
-        call = _Call(plan.isa, plan, request, cache, batch, scale, causal, self.integer)
+        call = _Call(plan.isa, plan, request, cache, batch, scale, causal, self.integer and request.integer)
         return Attended(*call.run(query, up), path=plan.path)
 
 

@@ -147,6 +147,7 @@ class NativeBlocks:
                 projected_tokens=padded_tokens(hidden.shape[0], plan.request),
                 integer=self._linear.integer,
                 narrow=self._linear.narrow,
+                integer_attention=plan.request.integer,
                 threads=torch.get_num_threads(),
             )
         except self._native.DeclinedError as reason:

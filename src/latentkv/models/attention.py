@@ -310,7 +310,15 @@ def _request(query: Tensor, cache: LayerCache, step: Step, *, up: UpProjection |
     if step.request is None:
         execution = step.execution
         form = execution.form if up is not None else "auto"
-        step.request = request_for(query, cache, step.batch, up=up, form=form, deterministic=execution.deterministic)
+        step.request = request_for(
+            query,
+            cache,
+            step.batch,
+            up=up,
+            form=form,
+            deterministic=execution.deterministic,
+            integer=execution.integer,
+        )
     return step.request
 
 

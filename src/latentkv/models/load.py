@@ -89,6 +89,7 @@ def load_model(
     attention: Attention = "mla",
     backend: str = "auto",
     deterministic: bool = False,
+    integer_attention: bool = True,
     guard: Guard | None = None,
     memory_bytes: int | Literal["available", "unlimited"] = "available",
     progress: Progress | None = None,
@@ -106,6 +107,7 @@ def load_model(
                it is, and is an error for a checkpoint that has latents already
     backend:   attention backend by name, or "auto"
     deterministic: of attention alone, see `attend`; the linear layers' sums are torch's
+    integer_attention: `attend`'s `integer`: whether attention over a cache of codes may round queries and weights
     guard:     chooses the attention backend step by step, in place of `backend`, and replaces one that fails; other
                native kernels that raise are replaced by their references then
     memory_bytes: what the weights that are copied may take at most, "available" (what is free now), or "unlimited".
@@ -142,7 +144,9 @@ def load_model(
         resolved,
         dtype=computed,
         keep_stored=keep_stored,
-        execution=Execution(kernels, backend=backend, deterministic=deterministic, guard=guard),
+        execution=Execution(
+            kernels, backend=backend, deterministic=deterministic, integer=integer_attention, guard=guard
+        ),
         progress=progress,
     )
     return LoadedModel(loaded, checkpoint.tokenizer, checkpoint.files, original)

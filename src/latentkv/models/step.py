@@ -17,6 +17,7 @@ class Execution:
     """Who computes: the attention backend by name, the form MLA takes, and the kernels for everything else.
 
     deterministic: of attention alone, see `attend`
+    integer: whether attention may round queries and weights over rows of codes, see `attend`
     guard: chooses the backend step by step instead, and replaces one that fails; `backend` then says nothing
     """
 
@@ -24,6 +25,7 @@ class Execution:
     backend: str = "auto"
     form: Form = "auto"
     deterministic: bool = False
+    integer: bool = True
     guard: Guard | None = None
 
     def begin(self, batch: Batch, angles: tuple[Tensor, Tensor]) -> Step:

@@ -7,7 +7,7 @@
 
 namespace latentkv::LATENTKV_ISA {
 
-class TileCodeQuery {
+class TileByteQuery {
   static constexpr int W = 16;
   using S = Simd<W>;
 
@@ -25,7 +25,7 @@ class TileCodeQuery {
            kMostRowTiles * ((strips(p) * kTerms + rope_steps(p) * kRopeTerms) * kTileWords + groups(p) * W);
   }
 
-  TileCodeQuery(const AttentionParams& p, float* memory)
+  TileByteQuery(const AttentionParams& p, float* memory)
       : p_(p),
         lines_(memory),
         columns_(lines_ + kTileRows * p.key_width),

@@ -78,7 +78,7 @@ def test_activations_of_any_size_are_rounded_alike(isa: str, format: str) -> Non
     assert not none.any()
 
 
-# baseline rounds nothing; avx2tile, which no CPU runs by itself, joins matrix tiles, which take int8, to AVX2's words of int16.
+# baseline rounds nothing; avx2tile, for tests alone, joins matrix tiles, which take int8, to words of int16.
 @pytest.mark.parametrize("isa", [isa for isa in available_isas() if isa not in ("baseline", "avx2tile")])
 @pytest.mark.parametrize("format", FORMATS[2:])
 def test_a_row_rounded_to_whole_numbers_is_the_same_in_any_batch(isa: str, format: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,11 +17,12 @@ from latentkv.backends.native import NativeBackend
 from latentkv.backends.portable import PortableBackend
 from latentkv.cache.batch import Batch
 from latentkv.cache.latent import LatentCache
-from latentkv.cache.layout import PAGE_TOKENS, CacheLayout, RowLayout, kv_row, mla_row
+from latentkv.cache.layout import PAGE_TOKENS, CacheLayout, kv_row, mla_row
 from latentkv.errors import ShapeError, StalePlanError
 from latentkv.ops.absorb import UpProjection
 from support.compare import assert_close
 from support.hostile import Hostile, awkward_lengths, hostile_case, strided_normal
+from support.mla_sizes import MLASizes
 from support.reference import absorbed_reference, kv_reference, mla_reference
 
 MODES = ["decode", "prefill", "chunk", "mix", "empty"]
@@ -29,43 +30,20 @@ MODES = ["decode", "prefill", "chunk", "mix", "empty"]
 every_isa = pytest.mark.parametrize("isa", available_isas())
 
 
-@dataclass(frozen=True)
-class Sizes:
-    H: int
-    L: int
-    R: int
-    N: int = 0
-    V: int = 0
-    groups: int = 1
-
-    @property
-    def query_rope(self) -> int:
-        return self.R // self.groups
-
-    @property
-    def row(self) -> RowLayout:
-        return mla_row("f32", kv_lora_rank=self.L, qk_rope_head_dim=self.R)
-
-    def up(self) -> UpProjection:
-        generator = torch.Generator().manual_seed(7)
-        both = torch.randn(self.H * (self.N + self.V), self.L, generator=generator) * self.L**-0.5
-        return UpProjection.from_kv_b_proj(both, num_heads=self.H, qk_nope_head_dim=self.N)
-
-
 # Every path through the tiles: rows that fill two vectors, one, a few lanes or only columns; widths of whole strips,
 # whole vectors and neither; RoPE keys shared by all heads, by some, or absent; more rows than one tile.
 SIZES = {
-    "deepseek": Sizes(H=16, L=512, R=64, N=24, V=20),
-    "one_head": Sizes(H=1, L=64, R=16, N=8, V=8),
-    "two_heads": Sizes(H=2, L=32, R=32, N=8, V=8),
-    "one_head_odd": Sizes(H=1, L=7, R=3, N=5, V=2),
-    "three_heads_odd": Sizes(H=3, L=65, R=1, N=2, V=3),
-    "many_heads": Sizes(H=70, L=48, R=16, N=6, V=6),
-    "no_rope": Sizes(H=5, L=40, R=0, N=4, V=6),
-    "no_nope": Sizes(H=20, L=24, R=8, N=0, V=5),
-    "converted_gqa": Sizes(H=40, L=16, R=32, N=0, V=3, groups=4),
-    "grouped_with_nope": Sizes(H=6, L=5, R=6, N=4, V=4, groups=3),
-    "grouped_narrow": Sizes(H=4, L=16, R=64, N=0, V=4, groups=2),
+    "deepseek": MLASizes(H=16, L=512, R=64, N=24, V=20),
+    "one_head": MLASizes(H=1, L=64, R=16, N=8, V=8),
+    "two_heads": MLASizes(H=2, L=32, R=32, N=8, V=8),
+    "one_head_odd": MLASizes(H=1, L=7, R=3, N=5, V=2),
+    "three_heads_odd": MLASizes(H=3, L=65, R=1, N=2, V=3),
+    "many_heads": MLASizes(H=70, L=48, R=16, N=6, V=6),
+    "no_rope": MLASizes(H=5, L=40, R=0, N=4, V=6),
+    "no_nope": MLASizes(H=20, L=24, R=8, N=0, V=5),
+    "converted_gqa": MLASizes(H=40, L=16, R=32, N=0, V=3, groups=4),
+    "grouped_with_nope": MLASizes(H=6, L=5, R=6, N=4, V=4, groups=3),
+    "grouped_narrow": MLASizes(H=4, L=16, R=64, N=0, V=4, groups=2),
 }
 
 
@@ -88,7 +66,7 @@ def run(
     return backend.run(plan, request, query, case.layer, case.batch, scale=scale, causal=causal, up=up)
 
 
-def absorbed_query(sizes: Sizes, case: Hostile, dtype: torch.dtype = torch.float32) -> Tensor:
+def absorbed_query(sizes: MLASizes, case: Hostile, dtype: torch.dtype = torch.float32) -> Tensor:
     return strided_normal(case.batch.num_tokens, sizes.H, sizes.L + sizes.query_rope, seed=13, dtype=dtype)
 
 
@@ -105,7 +83,7 @@ def threads() -> Iterator[None]:
 @pytest.mark.parametrize("name", SIZES)
 def test_absorbed_queries(name: str, mode: str, causal: bool, isa: str) -> None:
     sizes = SIZES[name]
-    case = hostile_case(sizes.row, awkward_lengths(8)[mode], page_tokens=8)
+    case = hostile_case(sizes.row(), awkward_lengths(8)[mode], page_tokens=8)
     query = absorbed_query(sizes, case)
     got = run(query, case, isa=isa, causal=causal)
     out, lse = absorbed_reference(
@@ -122,8 +100,8 @@ def test_absorbed_queries(name: str, mode: str, causal: bool, isa: str) -> None:
 @pytest.mark.parametrize("name", SIZES)
 def test_mla_is_the_papers(name: str, mode: str, form: Form, isa: str) -> None:
     sizes = SIZES[name]
-    case = hostile_case(sizes.row, awkward_lengths(4)[mode], page_tokens=4)
-    query, up = strided_normal(case.batch.num_tokens, sizes.H, sizes.N + sizes.query_rope, seed=11), sizes.up()
+    case = hostile_case(sizes.row(), awkward_lengths(4)[mode], page_tokens=4)
+    query, up = sizes.query(case), sizes.up()
     got = run(query, case, isa=isa, up=up, form=form)
     out, lse = mla_reference(
         query, case.contexts, case.lengths, w_uk=up.w_uk, w_uv=up.w_uv, scale=0.1, rope_groups=sizes.groups
@@ -155,10 +133,10 @@ def test_half_precision_rounds_nothing_but_the_output(
     name: str, format: str, query_dtype: torch.dtype, form: Form, isa: str
 ) -> None:
     sizes = SIZES[name]
-    row = mla_row(format, kv_lora_rank=sizes.L, qk_rope_head_dim=sizes.R)
+    row = sizes.row(format)
     # So many tokens that the roundings of the narrowest output average out, as the cosine's tolerance supposes.
     case = hostile_case(row, 3 * awkward_lengths(16)["mix"], page_tokens=16)
-    query = strided_normal(case.batch.num_tokens, sizes.H, sizes.N + sizes.query_rope, seed=11, dtype=query_dtype)
+    query = sizes.query(case, query_dtype)
     up = UpProjection(sizes.up().w_uk.bfloat16(), sizes.up().w_uv.bfloat16())
     got = run(query, case, isa=isa, up=up, form=form)
     out, lse = mla_reference(
@@ -191,7 +169,7 @@ def test_every_float16_is_read_as_it_is(heads: int, isa: str) -> None:
 @pytest.mark.parametrize("page_tokens", PAGE_TOKENS)
 def test_every_page_size(page_tokens: int, isa: str) -> None:
     sizes = SIZES["two_heads"]
-    case = hostile_case(sizes.row, awkward_lengths(page_tokens)["mix"], page_tokens=page_tokens)
+    case = hostile_case(sizes.row(), awkward_lengths(page_tokens)["mix"], page_tokens=page_tokens)
     query = absorbed_query(sizes, case)
     got = run(query, case, isa=isa)
     out, lse = absorbed_reference(query, case.contexts, case.lengths, scale=0.1)
@@ -202,8 +180,8 @@ def test_every_page_size(page_tokens: int, isa: str) -> None:
 @every_isa
 @pytest.mark.parametrize("heads", [*range(1, 18), 23, 31, 32, 33, 63, 64, 65, 128, 256])
 def test_every_number_of_heads(heads: int, isa: str) -> None:
-    sizes = Sizes(H=heads, L=32, R=16)
-    case = hostile_case(sizes.row, [(1, 50), (2, 49)], page_tokens=16)
+    sizes = MLASizes(H=heads, L=32, R=16)
+    case = hostile_case(sizes.row(), [(1, 50), (2, 49)], page_tokens=16)
     query = absorbed_query(sizes, case)
     got = run(query, case, isa=isa)
     out, lse = absorbed_reference(query, case.contexts, case.lengths, scale=0.1)
@@ -250,9 +228,9 @@ def words(format: str, *, integer: bool) -> tuple[str, str]:
 @pytest.mark.parametrize("name", ["deepseek", "one_head_odd", "two_heads", "three_heads_odd", "grouped_narrow"])
 def test_rows_of_codes_are_read_as_they_are(name: str, format: str, form: Form, integer: bool, isa: str) -> None:
     sizes = SIZES[name]
-    row = mla_row(format, kv_lora_rank=sizes.L, qk_rope_head_dim=sizes.R)
+    row = sizes.row(format)
     case = hostile_case(row, [*awkward_lengths(16)["mix"], (1, 100)], page_tokens=16)
-    query, up = strided_normal(case.batch.num_tokens, sizes.H, sizes.N + sizes.query_rope, seed=11), sizes.up()
+    query, up = sizes.query(case), sizes.up()
     got = run(query, case, isa=isa, integer=integer, up=up, form=form)
     out, lse = mla_reference(
         query, case.contexts, case.lengths, w_uk=up.w_uk, w_uv=up.w_uv, scale=0.1, rope_groups=sizes.groups
@@ -310,8 +288,8 @@ LONG = [(1, 2100), (3, 1500), (0, 9), (1, 1), (40, 1000)]
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.usefixtures("threads")
 def test_contexts_cut_between_threads_are_merged(isa: str, deterministic: bool) -> None:
-    sizes = Sizes(H=3, L=40, R=8)
-    case = hostile_case(sizes.row, LONG, page_tokens=64)
+    sizes = MLASizes(H=3, L=40, R=8)
+    case = hostile_case(sizes.row(), LONG, page_tokens=64)
     query = absorbed_query(sizes, case)
     out, lse = absorbed_reference(query, case.contexts, case.lengths, scale=0.1)
     for count in (1, 2, 5):
@@ -328,8 +306,8 @@ def test_contexts_cut_between_threads_are_merged(isa: str, deterministic: bool) 
 @pytest.mark.parametrize("causal", [True, False])
 def test_head_form_in_stretches(isa: str, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native_head, "STRETCH_BYTES", 1)
-    sizes = Sizes(H=5, L=12, R=4, N=8, V=8)
-    case = hostile_case(sizes.row, [(130, 170), (1, 101), (70, 70), (0, 3)], page_tokens=16)
+    sizes = MLASizes(H=5, L=12, R=4, N=8, V=8)
+    case = hostile_case(sizes.row(), [(130, 170), (1, 101), (70, 70), (0, 3)], page_tokens=16)
     query, up = strided_normal(case.batch.num_tokens, 5, 12, seed=11), sizes.up()
     got = run(query, case, isa=isa, up=up, form="head", causal=causal)
     out, lse = mla_reference(query, case.contexts, case.lengths, w_uk=up.w_uk, w_uv=up.w_uv, scale=0.1, causal=causal)
@@ -339,8 +317,8 @@ def test_head_form_in_stretches(isa: str, causal: bool, monkeypatch: pytest.Monk
 
 @every_isa
 def test_both_forms_in_one_batch(isa: str) -> None:
-    sizes = Sizes(H=4, L=64, R=8, N=8, V=8)
-    case = hostile_case(sizes.row, [(1, 40), (60, 60), (2, 50), (0, 4), (50, 50)], page_tokens=16)
+    sizes = MLASizes(H=4, L=64, R=8, N=8, V=8)
+    case = hostile_case(sizes.row(), [(1, 40), (60, 60), (2, 50), (0, 4), (50, 50)], page_tokens=16)
     query, up = strided_normal(case.batch.num_tokens, 4, 16, seed=11), sizes.up()
     got = run(query, case, isa=isa, up=up)
     out, lse = mla_reference(query, case.contexts, case.lengths, w_uk=up.w_uk, w_uv=up.w_uv, scale=0.1)
@@ -352,8 +330,8 @@ def test_both_forms_in_one_batch(isa: str) -> None:
 @every_isa
 @pytest.mark.parametrize("format", ["f32", "bf16"])
 def test_large_scores_keep_the_largest(format: str, isa: str) -> None:
-    sizes = Sizes(H=5, L=64, R=32)
-    row = mla_row(format, kv_lora_rank=sizes.L, qk_rope_head_dim=sizes.R)
+    sizes = MLASizes(H=5, L=64, R=32)
+    row = sizes.row(format)
     case = hostile_case(row, [(1, 300)], page_tokens=16)
     query = absorbed_query(sizes, case) * 1e4
     got = run(query, case, isa=isa)
@@ -366,7 +344,7 @@ def test_large_scores_keep_the_largest(format: str, isa: str) -> None:
 @pytest.mark.parametrize("format", ["f32", "bf16"])
 def test_a_query_that_is_not_a_number_is_not_hidden_and_stays_alone(format: str, isa: str) -> None:
     sizes = SIZES["deepseek"]
-    row = mla_row(format, kv_lora_rank=sizes.L, qk_rope_head_dim=sizes.R)
+    row = sizes.row(format)
     case = hostile_case(row, [(1, 100)], page_tokens=16)
     query = absorbed_query(sizes, case)
     query[0, 3, 5] = torch.nan
@@ -380,7 +358,7 @@ def test_a_query_that_is_not_a_number_is_not_hidden_and_stays_alone(format: str,
 def test_pages_beyond_two_to_the_31_elements(isa: str) -> None:
     """Elements are not touched but for three rows, so that the memory is only promised."""
     sizes = SIZES["two_heads"]
-    case = hostile_case(sizes.row, [(1, 3)], page_tokens=1)
+    case = hostile_case(sizes.row(), [(1, 3)], page_tokens=1)
     pages = 2**31 // 64 + 100
     rows = torch.empty(pages, 1, 64)
     last = [pages - 1, 5, pages - 2]
@@ -397,7 +375,7 @@ def test_pages_beyond_two_to_the_31_elements(isa: str) -> None:
 @pytest.mark.parametrize("bad", [-1, 10_000])
 def test_a_page_outside_the_cache_is_told(bad: int, form: Form) -> None:
     sizes = SIZES["two_heads"]
-    case = hostile_case(sizes.row, [(1, 5), (1, 9)], page_tokens=4)
+    case = hostile_case(sizes.row(), [(1, 5), (1, 9)], page_tokens=4)
     case.batch.page_table[1, 2] = bad
     query = strided_normal(2, 2, 8 + 32)
     with pytest.raises(ShapeError, match=rf"page_table\[1\]: expected .*{bad}"):
@@ -407,7 +385,7 @@ def test_a_page_outside_the_cache_is_told(bad: int, form: Form) -> None:
 @pytest.mark.parametrize("form", ["latent", "head"])
 def test_a_table_with_too_few_pages_is_told(form: Form) -> None:
     sizes = SIZES["two_heads"]
-    case = hostile_case(sizes.row, [(1, 9)], page_tokens=4)
+    case = hostile_case(sizes.row(), [(1, 9)], page_tokens=4)
     batch = replace(case.batch, page_table=case.batch.page_table[:, :2])
     with pytest.raises(ShapeError, match=r"page_table\[0\]: expected 3 pages"):
         run(strided_normal(1, 2, 8 + 32), replace(case, batch=batch), up=sizes.up(), form=form)
@@ -415,7 +393,7 @@ def test_a_table_with_too_few_pages_is_told(form: Form) -> None:
 
 def test_another_backends_plan_is_refused() -> None:
     sizes = SIZES["two_heads"]
-    case = hostile_case(sizes.row, [(1, 9)], page_tokens=4)
+    case = hostile_case(sizes.row(), [(1, 9)], page_tokens=4)
     query = absorbed_query(sizes, case)
     request = request_for(query, case.layer, case.batch)
     plan = PortableBackend().plan(request, case.batch)
@@ -425,7 +403,7 @@ def test_another_backends_plan_is_refused() -> None:
 
 def test_what_it_cannot_run_has_a_reason() -> None:
     sizes = SIZES["two_heads"]
-    case = hostile_case(sizes.row, [(1, 9)], page_tokens=4)
+    case = hostile_case(sizes.row(), [(1, 9)], page_tokens=4)
     request = request_for(absorbed_query(sizes, case), case.layer, case.batch)
     assert NativeBackend().supports(replace(request, device="cuda")).reason == "runs on the CPU only, not on cuda"
     assert "no kernel for float16" in NativeBackend().supports(replace(request, query_dtype="float16")).reason
@@ -433,7 +411,7 @@ def test_what_it_cannot_run_has_a_reason() -> None:
 
 def test_attend_takes_it_by_name_and_by_default() -> None:
     sizes = SIZES["two_heads"]
-    case = hostile_case(sizes.row, [(1, 9)], page_tokens=4)
+    case = hostile_case(sizes.row(), [(1, 9)], page_tokens=4)
     query = absorbed_query(sizes, case)
     for name in ("auto", "native"):
         assert attend(query, case.layer, case.batch, scale=1.0, backend=name).path.startswith("native:")
@@ -441,7 +419,7 @@ def test_attend_takes_it_by_name_and_by_default() -> None:
 
 def test_nothing_is_written_to_the_cache_or_the_query() -> None:
     sizes = SIZES["deepseek"]
-    case = hostile_case(sizes.row, awkward_lengths(8)["mix"], page_tokens=8)
+    case = hostile_case(sizes.row(), awkward_lengths(8)["mix"], page_tokens=8)
     query = absorbed_query(sizes, case)
     storage, copied = case.cache.storage.clone(), query.clone()
     run(query, case)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -14,49 +13,26 @@ from latentkv.backends import native_head
 from latentkv.backends.base import Attended
 from latentkv.backends.isa import available_isas
 from latentkv.backends.native import NativeBackend
-from latentkv.cache.layout import mla_row
 from latentkv.errors import ShapeError
 from latentkv.ops.absorb import UpProjection
 from support.compare import assert_close
-from support.hostile import Hostile, awkward_lengths, hostile_case, strided_normal
+from support.hostile import Hostile, awkward_lengths, hostile_case
+from support.mla_sizes import MLASizes
 from support.reference import mla_reference
 
 every_isa = pytest.mark.parametrize("isa", available_isas())
 
 
-@dataclass(frozen=True)
-class Sizes:
-    H: int
-    L: int
-    R: int
-    N: int
-    V: int
-    groups: int = 1
-
-    def case(self, lengths: list[tuple[int, int]], *, page_tokens: int = 16, format: str = "bf16") -> Hostile:
-        return hostile_case(
-            mla_row(format, kv_lora_rank=self.L, qk_rope_head_dim=self.R), lengths, page_tokens=page_tokens
-        )
-
-    def query(self, case: Hostile, dtype: torch.dtype = torch.float32) -> Tensor:
-        width = self.N + self.R // self.groups
-        return strided_normal(case.batch.num_tokens, self.H, width, seed=11, dtype=dtype)
-
-    def up(self, dtype: torch.dtype = torch.float32) -> UpProjection:
-        both = strided_normal(self.H * (self.N + self.V), self.L, seed=7) * self.L**-0.5
-        return UpProjection.from_kv_b_proj(both.to(dtype), num_heads=self.H, qk_nope_head_dim=self.N)
-
-
 # Whole tiles; several RoPE keys; none; and each width in turn one that tiles do not take.
 SIZES = {
-    "tiles": Sizes(H=3, L=96, R=32, N=64, V=96),
-    "several_rope_keys": Sizes(H=4, L=32, R=64, N=32, V=32, groups=2),
-    "no_rope": Sizes(H=1, L=64, R=0, N=32, V=32),
-    "no_nope": Sizes(H=2, L=32, R=32, N=0, V=64),
-    "odd_latent": Sizes(H=2, L=72, R=32, N=32, V=32),
-    "odd_key": Sizes(H=2, L=64, R=32, N=24, V=32),
-    "odd_rope": Sizes(H=2, L=64, R=16, N=32, V=32),
-    "odd_value": Sizes(H=2, L=64, R=32, N=32, V=48),
+    "tiles": MLASizes(H=3, L=96, R=32, N=64, V=96),
+    "several_rope_keys": MLASizes(H=4, L=32, R=64, N=32, V=32, groups=2),
+    "no_rope": MLASizes(H=1, L=64, R=0, N=32, V=32),
+    "no_nope": MLASizes(H=2, L=32, R=32, N=0, V=64),
+    "odd_latent": MLASizes(H=2, L=72, R=32, N=32, V=32),
+    "odd_key": MLASizes(H=2, L=64, R=32, N=24, V=32),
+    "odd_rope": MLASizes(H=2, L=64, R=16, N=32, V=32),
+    "odd_value": MLASizes(H=2, L=64, R=32, N=32, V=48),
 }
 
 
@@ -77,7 +53,7 @@ def run(
 
 
 def assert_right(
-    isa: str, sizes: Sizes, case: Hostile, query: Tensor, up: UpProjection, *, causal: bool = True
+    isa: str, sizes: MLASizes, case: Hostile, query: Tensor, up: UpProjection, *, causal: bool = True
 ) -> None:
     got = run(isa, query, case, up, causal=causal)
     options = {"scale": 0.1, "causal": causal, "rope_groups": sizes.groups}
@@ -90,7 +66,9 @@ def assert_right(
 @pytest.mark.parametrize("name", SIZES)
 def test_every_boundary(name: str, isa: str) -> None:
     sizes = SIZES[name]
-    case = sizes.case([lengths for mode in awkward_lengths(16).values() for lengths in mode])
+    case = hostile_case(
+        sizes.row("bf16"), [lengths for mode in awkward_lengths(16).values() for lengths in mode], page_tokens=16
+    )
     for causal in (True, False):
         assert_right(isa, sizes, case, sizes.query(case), sizes.up(), causal=causal)
 
@@ -101,7 +79,7 @@ def test_every_boundary(name: str, isa: str) -> None:
 @pytest.mark.parametrize("query", [torch.float32, torch.bfloat16])
 def test_every_type(query: torch.dtype, weight: torch.dtype, format: str, isa: str) -> None:
     sizes = SIZES["tiles"]
-    case = sizes.case(3 * awkward_lengths(32)["mix"], page_tokens=32, format=format)
+    case = hostile_case(sizes.row(format), 3 * awkward_lengths(32)["mix"], page_tokens=32)
     assert_right(isa, sizes, case, sizes.query(case, query), sizes.up(weight))
 
 
@@ -113,7 +91,9 @@ def test_stretches_of_every_page_size(
 ) -> None:
     monkeypatch.setattr(native_head, "STRETCH_BYTES", stretch_bytes)
     sizes = SIZES["several_rope_keys"]
-    case = sizes.case([(130, 470), (64, 64), (65, 129), (31, 33), (1, 257), (0, 3)], page_tokens=page_tokens)
+    case = hostile_case(
+        sizes.row("bf16"), [(130, 470), (64, 64), (65, 129), (31, 33), (1, 257), (0, 3)], page_tokens=page_tokens
+    )
     assert_right(isa, sizes, case, sizes.query(case), sizes.up())
 
 
@@ -121,7 +101,7 @@ def test_stretches_of_every_page_size(
 def test_the_same_bits_for_any_threads(isa: str, threads: None) -> None:
     """One head of so many tokens that with more threads it is more pieces."""
     sizes = SIZES["no_rope"]
-    case = sizes.case([(1200, 1300)], page_tokens=64)
+    case = hostile_case(sizes.row("bf16"), [(1200, 1300)], page_tokens=64)
     query, up = sizes.query(case), sizes.up()
     torch.set_num_threads(1)
     alone = run(isa, query, case, up)
@@ -138,7 +118,7 @@ def test_the_same_bits_for_any_threads(isa: str, threads: None) -> None:
 def test_scores_far_apart(rising: bool, isa: str) -> None:
     """Later tokens outweigh all earlier ones by far more than a float32 exponent, or the other way around."""
     sizes = SIZES["no_nope"]
-    case = sizes.case([(5, 200)])
+    case = hostile_case(sizes.row("bf16"), [(5, 200)], page_tokens=16)
     query = sizes.query(case).fill_(1.0)
     slope = torch.arange(200.0) * (1 if rising else -1)
     for token in range(200):
@@ -152,7 +132,7 @@ def test_scores_far_apart(rising: bool, isa: str) -> None:
 @pytest.mark.parametrize("page", [-1, 10_000])
 def test_pages_outside_the_cache(page: int, isa: str) -> None:
     sizes = SIZES["tiles"]
-    case = sizes.case([(2, 40), (20, 40)])
+    case = hostile_case(sizes.row("bf16"), [(2, 40), (20, 40)], page_tokens=16)
     case.batch.page_table[1, 2] = page
     with pytest.raises(ShapeError, match=r"page_table\[1\]: expected pages 0 to"):
         run(isa, sizes.query(case), case, sizes.up())

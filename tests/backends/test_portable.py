@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 import torch
 
 from latentkv.attend import attend, plan_attend, request_for
 from latentkv.backends import portable, registry
-from latentkv.cache.layout import FORMATS, PAGE_TOKENS, kv_row, mla_row
+from latentkv.cache.layout import FORMATS, PAGE_TOKENS, kv_row
 from latentkv.errors import StalePlanError
 from latentkv.ops.absorb import UpProjection
 from support.compare import assert_close
 from support.hostile import Hostile, awkward_lengths, hostile_case, strided_normal
+from support.mla_sizes import MLASizes
 from support.reference import absorbed_reference, kv_reference, mla_reference
 
 MODES = ["decode", "prefill", "chunk", "mix", "empty"]
@@ -24,51 +23,22 @@ def portable_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "BACKENDS", (portable.PortableBackend(),))
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """Heads and widths of one MLA call; R is the whole RoPE key."""
-
-    H: int
-    L: int
-    R: int
-    N: int
-    V: int
-    groups: int = 1
-
-    @property
-    def query_rope(self) -> int:
-        return self.R // self.groups
-
-    @property
-    def scale(self) -> float:
-        return (self.N + self.query_rope) ** -0.5
-
-    def up(self, seed: int = 7) -> UpProjection:
-        generator = torch.Generator().manual_seed(seed)
-        both = torch.randn(self.H * (self.N + self.V), self.L, generator=generator) * self.L**-0.5
-        return UpProjection.from_kv_b_proj(both, num_heads=self.H, qk_nope_head_dim=self.N)
-
-
 SIZES = {
-    "usual": Sizes(H=16, L=24, R=8, N=12, V=10),
-    "one_head_odd": Sizes(H=1, L=7, R=3, N=5, V=2),
-    "no_rope": Sizes(H=3, L=9, R=0, N=4, V=6),
-    "no_nope": Sizes(H=20, L=8, R=6, N=0, V=5),
-    "converted_gqa": Sizes(H=40, L=12, R=16, N=0, V=3, groups=4),
-    "grouped_with_nope": Sizes(H=6, L=5, R=6, N=4, V=4, groups=3),
+    "usual": MLASizes(H=16, L=24, R=8, N=12, V=10),
+    "one_head_odd": MLASizes(H=1, L=7, R=3, N=5, V=2),
+    "no_rope": MLASizes(H=3, L=9, R=0, N=4, V=6),
+    "no_nope": MLASizes(H=20, L=8, R=6, N=0, V=5),
+    "converted_gqa": MLASizes(H=40, L=12, R=16, N=0, V=3, groups=4),
+    "grouped_with_nope": MLASizes(H=6, L=5, R=6, N=4, V=4, groups=3),
 }
 
 
-def mla_case(sizes: Sizes, mode: str, *, page_tokens: int = 4, format: str = "f32", seed: int = 0) -> Hostile:
-    row = mla_row(format, kv_lora_rank=sizes.L, qk_rope_head_dim=sizes.R)
+def mla_case(sizes: MLASizes, mode: str, *, page_tokens: int = 4, format: str = "f32", seed: int = 0) -> Hostile:
+    row = sizes.row(format)
     return hostile_case(row, awkward_lengths(page_tokens)[mode], page_tokens=page_tokens, seed=seed)
 
 
-def mla_query(sizes: Sizes, case: Hostile, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return strided_normal(case.batch.num_tokens, sizes.H, sizes.N + sizes.query_rope, seed=11, dtype=dtype)
-
-
-def assert_is_mla(attended, sizes: Sizes, case: Hostile, query, up, *, causal: bool = True, tolerance="float32"):
+def assert_is_mla(attended, sizes: MLASizes, case: Hostile, query, up, *, causal: bool = True, tolerance="float32"):
     out, lse = mla_reference(
         query,
         case.contexts,
@@ -90,7 +60,7 @@ def assert_is_mla(attended, sizes: Sizes, case: Hostile, query, up, *, causal: b
 def test_mla_is_the_papers(name, form, mode, causal):
     sizes = SIZES[name]
     case = mla_case(sizes, mode)
-    query, up = mla_query(sizes, case), sizes.up()
+    query, up = sizes.query(case), sizes.up()
     attended = attend(query, case.layer, case.batch, scale=sizes.scale, up=up, form=form, causal=causal)
     assert_is_mla(attended, sizes, case, query, up, causal=causal)
 
@@ -100,7 +70,7 @@ def test_mla_is_the_papers(name, form, mode, causal):
 def test_every_page_size(page_tokens, form):
     sizes = SIZES["grouped_with_nope"]
     case = mla_case(sizes, "mix", page_tokens=page_tokens)
-    query, up = mla_query(sizes, case), sizes.up()
+    query, up = sizes.query(case), sizes.up()
     attended = attend(query, case.layer, case.batch, scale=sizes.scale, up=up, form=form)
     assert_is_mla(attended, sizes, case, query, up)
 
@@ -138,7 +108,7 @@ def test_grouped_query_attention(heads, groups, mode, causal):
 def test_compact_caches_and_queries_round_nothing_but_the_output(format, form, query_dtype):
     sizes = SIZES["usual"]
     case = mla_case(sizes, "mix", format=format)
-    query, up = mla_query(sizes, case, query_dtype), sizes.up()
+    query, up = sizes.query(case, query_dtype), sizes.up()
     up = UpProjection(up.w_uk.bfloat16(), up.w_uv.bfloat16())
     attended = attend(query, case.layer, case.batch, scale=sizes.scale, up=up, form=form)
     assert_is_mla(attended, sizes, case, query, up, tolerance=str(query_dtype).removeprefix("torch."))
@@ -157,7 +127,7 @@ def test_keys_and_values_of_codes(format):
 def test_large_scores_neither_overflow_nor_lose_the_largest():
     sizes = SIZES["usual"]
     case = mla_case(sizes, "mix")
-    query, up = mla_query(sizes, case), sizes.up()
+    query, up = sizes.query(case), sizes.up()
     for form in ("latent", "head"):
         attended = attend(query * 1e4, case.layer, case.batch, scale=sizes.scale, up=up, form=form)
         assert attended.out.isfinite().all()
@@ -168,7 +138,7 @@ def test_large_scores_neither_overflow_nor_lose_the_largest():
 def test_a_long_prompt_is_tiled_without_changing_the_result(form, monkeypatch):
     sizes = SIZES["one_head_odd"]
     case = mla_case(sizes, "mix", page_tokens=16)
-    query, up = mla_query(sizes, case), sizes.up()
+    query, up = sizes.query(case), sizes.up()
     monkeypatch.setattr(portable, "TILE_SCORES", 70)
     attended = attend(query, case.layer, case.batch, scale=sizes.scale, up=up, form=form)
     assert_is_mla(attended, sizes, case, query, up)
@@ -178,7 +148,7 @@ def test_a_long_prompt_is_tiled_without_changing_the_result(form, monkeypatch):
 def test_a_sequence_alone_and_in_a_batch_gives_the_same_bits(form):
     sizes = SIZES["usual"]
     case = mla_case(sizes, "mix")
-    query, up = mla_query(sizes, case), sizes.up()
+    query, up = sizes.query(case), sizes.up()
     together = attend(query, case.layer, case.batch, scale=sizes.scale, up=up, form=form)
     first = 0
     for index, (new, context) in enumerate(case.lengths):
@@ -194,9 +164,9 @@ def test_a_sequence_alone_and_in_a_batch_gives_the_same_bits(form):
 @pytest.mark.parametrize("form", ["latent", "head"])
 def test_chunks_of_a_prompt_give_what_the_whole_prompt_gives(form):
     sizes = SIZES["usual"]
-    row = mla_row("f32", kv_lora_rank=sizes.L, qk_rope_head_dim=sizes.R)
+    row = sizes.row()
     case = hostile_case(row, [(13, 13)], page_tokens=4)
-    query, up = mla_query(sizes, case), sizes.up()
+    query, up = sizes.query(case), sizes.up()
     whole, _ = mla_reference(query, case.contexts, case.lengths, w_uk=up.w_uk, w_uv=up.w_uv, scale=sizes.scale)
     pages = [case.batch.page_table[0, :4].tolist()]
     for first, stop in [(0, 1), (1, 4), (4, 4), (4, 9), (9, 13)]:
@@ -207,8 +177,8 @@ def test_chunks_of_a_prompt_give_what_the_whole_prompt_gives(form):
 
 def test_no_sequences_at_all():
     sizes = SIZES["usual"]
-    case = hostile_case(mla_row("f32", kv_lora_rank=sizes.L, qk_rope_head_dim=sizes.R), [], page_tokens=4)
-    attended = attend(mla_query(sizes, case), case.layer, case.batch, scale=1.0, up=sizes.up())
+    case = hostile_case(sizes.row(), [], page_tokens=4)
+    attended = attend(sizes.query(case), case.layer, case.batch, scale=1.0, up=sizes.up())
     assert attended.out.shape == (0, sizes.H, sizes.V)
     assert attended.lse.shape == (0, sizes.H)
 
@@ -216,7 +186,7 @@ def test_no_sequences_at_all():
 def test_nothing_is_written_to_the_cache_or_the_query():
     sizes = SIZES["usual"]
     case = mla_case(sizes, "mix")
-    query = mla_query(sizes, case)
+    query = sizes.query(case)
     storage, copied = case.cache.storage.clone(), query.clone()
     attend(query, case.layer, case.batch, scale=1.0, up=sizes.up())
     assert_close(case.cache.storage, storage, tolerance="exact")
@@ -226,18 +196,18 @@ def test_nothing_is_written_to_the_cache_or_the_query():
 def test_a_plan_serves_every_layer_of_its_batch_and_no_other_lengths():
     sizes = SIZES["usual"]
     case, other = mla_case(sizes, "mix"), mla_case(sizes, "decode")
-    query, up = mla_query(sizes, case), sizes.up()
+    query, up = sizes.query(case), sizes.up()
     plan = plan_attend(request_for(query, case.layer, case.batch, up=up), case.batch)
     shared = attend(query, case.layer, case.batch, scale=sizes.scale, up=up, plan=plan)
     assert_is_mla(shared, sizes, case, query, up)
     with pytest.raises(StalePlanError, match="Make a new plan for each step"):
-        attend(mla_query(sizes, other), other.layer, other.batch, scale=sizes.scale, up=up, plan=plan)
+        attend(sizes.query(other), other.layer, other.batch, scale=sizes.scale, up=up, plan=plan)
 
 
 def test_the_path_names_the_forms_that_ran():
     sizes = SIZES["usual"]
     case = mla_case(sizes, "mix")
-    query, up = mla_query(sizes, case), sizes.up()
+    query, up = sizes.query(case), sizes.up()
     for form in ("latent", "head"):
         attended = attend(query, case.layer, case.batch, scale=1.0, up=up, form=form, backend="portable")
         assert attended.path == f"portable:{form}"

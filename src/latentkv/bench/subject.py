@@ -10,12 +10,11 @@ import torch
 
 from latentkv.backends.ceilings import Ceilings
 from latentkv.backends.isa import active_isa, find_isa, native_missing
-from latentkv.backends.kernels import choose_kernels
 from latentkv.bench.peers import TransformersPeer, transformers_version
 from latentkv.bench.random_model import CONFIG, RandomSource
 from latentkv.errors import OptionError
 from latentkv.models.config import ModelConfig
-from latentkv.models.load import DTYPES, load_model, open_checkpoint, resolve_dtype
+from latentkv.models.load import DTYPES, Activations, kernels_for, load_model, open_checkpoint, resolve_dtype
 from latentkv.models.model import Model
 from latentkv.models.step import Execution
 from latentkv.models.weights import WeightSource
@@ -59,7 +58,7 @@ def open_subject(
     *,
     dtype: str = "auto",
     weights: Literal["stored", "dtype"] = "stored",
-    activations: Literal["float", "bf16", "auto"] = "float",
+    activations: Activations = "float",
     attention: Literal["mla", "gqa"] = "mla",
 ) -> Subject:
     """Load what `name` says: a folder, `.gguf` file or hub id, "default", or None for the random model.
@@ -67,7 +66,7 @@ def open_subject(
     The other options are those of `load_model`, which says what it raises.
     """
     if name is None:
-        kernels = choose_kernels(integer=activations == "auto", narrow=activations == "bf16")
+        kernels = kernels_for(activations)
         source = RandomSource()
         model = Model.read(
             source,

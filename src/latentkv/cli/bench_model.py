@@ -11,6 +11,7 @@ import click
 
 from latentkv.cache.layout import FORMATS
 from latentkv.cli.bench_progress import reporting
+from latentkv.cli.options import ACTIVATIONS
 from latentkv.errors import OptionError, sentence
 
 if TYPE_CHECKING:
@@ -38,13 +39,7 @@ PROFILE_CONTEXT = 128
     show_default=True,
     help="How we hold matrices: as the checkpoint stores them, or in the dtype we compute in.",
 )
-@click.option(
-    "--activations",
-    type=click.Choice(["float", "bf16", "auto"]),
-    default="float",
-    show_default=True,
-    help="bf16: round what linear maps read to bfloat16; auto: to int8 where it meets int8 and int4 weights.",
-)
+@ACTIVATIONS
 @click.option(
     "--attention", type=click.Choice(["mla", "gqa"]), default="mla", show_default=True, help="As in `generate`."
 )

@@ -57,6 +57,14 @@ SAMPLING = (
     click.option("--seed", type=int, help="Makes sampling repeatable."),
     click.option("--stop", multiple=True, metavar="TEXT", help="End the output before this text; may be repeated."),
 )
+ACTIVATIONS = click.option(
+    "--activations",
+    type=click.Choice(["float", "bf16", "auto"]),
+    default="float",
+    show_default=True,
+    help="What linear layers make of their input: bf16 rounds it to bfloat16, auto to int8 where it meets int8 and "
+    "int4 weights.",
+)
 ENGINE = (
     click.option(
         "--dtype",
@@ -87,14 +95,7 @@ ENGINE = (
         show_default=True,
         help="Tokens in a page of the cache.",
     ),
-    click.option(
-        "--activations",
-        type=click.Choice(["float", "bf16", "auto"]),
-        default="float",
-        show_default=True,
-        help="What linear layers make of their input: bf16 rounds it to bfloat16, auto to int8 where it meets int8 and "
-        "int4 weights.",
-    ),
+    ACTIVATIONS,
     click.option(
         "--memory",
         metavar="SIZE",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from latentkv.backends.guard import Guard
     from latentkv.engine.llm import LLM
     from latentkv.engine.output import EngineStats
+    from latentkv.models.load import LoadedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +42,8 @@ def load(model: str | None, options: EngineOptions, guard: Guard | None = None) 
     with loading_bar("loading") as progress:
         from latentkv.cache.latent import LatentCache
         from latentkv.engine.llm import LLM
-        from latentkv.models.load import load_model
 
-        loaded = load_model(
-            model,
-            dtype=options.dtype,
-            attention=options.attention,
-            activations=options.activations,
-            memory_bytes=options.memory_bytes,
-            guard=guard,
-            progress=progress,
-        )
+        loaded = load_as(options, model, guard=guard, progress=progress)
         llm = LLM(
             loaded.model,
             tokenizer=loaded.tokenizer,
@@ -64,6 +56,27 @@ def load(model: str | None, options: EngineOptions, guard: Guard | None = None) 
         layout = layout_for(loaded.model.geometry, options.cache_format, page_tokens=options.page_tokens)
         path = loaded.model.attention_path(LatentCache(layout, num_pages=1))
     return Running(llm, loaded.original_geometry, options.cache_format, path, guard)
+
+
+def load_as(
+    options: EngineOptions,
+    model: str | None,
+    *,
+    guard: Guard | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> LoadedModel:
+    """The model alone, loaded as the options say. Raises what `load_model` raises."""
+    from latentkv.models.load import load_model
+
+    return load_model(
+        model,
+        dtype=options.dtype,
+        activations=options.activations,
+        attention=options.attention,
+        memory_bytes=options.memory_bytes,
+        guard=guard,
+        progress=progress,
+    )
 
 
 def show(pieces: Iterable[str], *, stream: bool) -> str:

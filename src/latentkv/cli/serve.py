@@ -13,6 +13,7 @@ import click
 from latentkv import env
 from latentkv.cli.backend_options import BACKEND, BREAKER, make_guard
 from latentkv.cli.options import ENGINE, TIERS, engine_options, with_options
+from latentkv.cli.running import load_as
 from latentkv.errors import OptionError, sentence
 from latentkv.planner.units import parse_bytes
 
@@ -157,17 +158,9 @@ def _name_of(model: str | None) -> str:
 def _load(model: str | None, options: dict[str, Any], guard: Guard) -> Engine:
     """Load the model; called in the engine's thread."""
     from latentkv.engine.engine import Engine
-    from latentkv.models.load import load_model
 
     how = engine_options(options)
-    loaded = load_model(
-        model,
-        dtype=how.dtype,
-        activations=how.activations,
-        attention=how.attention,
-        memory_bytes=how.memory_bytes,
-        guard=guard,
-    )
+    loaded = load_as(how, model, guard=guard)
     return Engine(
         loaded.model,
         loaded.tokenizer,

@@ -31,10 +31,10 @@ def perplexity(
     if not pieces:
         raise OptionError(sentence("text", expected="at least two tokens", got=len(token_ids)))
     runs = Runs(model, [FORMATS["f32"]], tokens=max(map(len, pieces)))
-    total, done = Prediction(), 0
+    total, done, tokens = Prediction(), 0, sum(map(len, pieces))
     for piece in pieces:
         total += predict(runs, piece, reference="f32")["f32"]
         done += len(piece)
         if progress is not None:
-            progress(done, sum(map(len, pieces)))
+            progress(done, tokens)
     return total.perplexity

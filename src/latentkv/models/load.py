@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from latentkv.backends.guard import Guard
-from latentkv.backends.kernels import choose_kernels, portable_kernels
+from latentkv.backends.kernels import Kernels, choose_kernels
 from latentkv.backends.spare_kernels import with_spare
 from latentkv.errors import OptionError, sentence
 from latentkv.geometry import AttentionGeometry, Geometry, from_config
@@ -118,10 +118,9 @@ def load_model(
     `Model.read` raise.
     """
     _check_options(attention, weights, activations, memory_bytes)
-    narrow = activations == "bf16"
-    kernels = choose_kernels(integer=activations == "auto", narrow=narrow)
+    kernels = kernels_for(activations)
     if guard is not None:
-        kernels = with_spare(kernels, portable_kernels(narrow=narrow))
+        kernels = with_spare(kernels, kernels_for(activations, name="portable"))
     checkpoint = open_checkpoint(model)
     original = from_config(checkpoint.config)
     config, source = checkpoint.config, checkpoint.source
@@ -150,6 +149,11 @@ def load_model(
         progress=progress,
     )
     return LoadedModel(loaded, checkpoint.tokenizer, checkpoint.files, original)
+
+
+def kernels_for(activations: Activations, *, name: str = "auto") -> Kernels:
+    """The kernels called `name` (see `choose_kernels`) that round activations as `load_model` says."""
+    return choose_kernels(name, integer=activations == "auto", narrow=activations == "bf16")
 
 
 def _check_options(attention: str, weights: str, activations: str, memory_bytes: int | str) -> None:

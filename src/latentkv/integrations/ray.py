@@ -56,6 +56,8 @@ class AppOptions(BaseModel):
     replicas: int = Field(1, ge=1)
     most_replicas: int | None = Field(None, ge=1, description="More than `replicas`: scale up to here under load.")
     requests_per_replica: float = Field(16, gt=0, description="Running requests that autoscaling aims at.")
+    scale_up_after_s: float = Field(30, ge=0, description="How long there must be more than that before one is added.")
+    scale_down_after_s: float = Field(600, ge=0, description="How long there must be fewer before one is stopped.")
     cpus: float = Field(1, ge=0, description="Of each replica, for Ray to plan with.")
     imbalance: int = Field(8, ge=0, description="See PrefixTable.")
 
@@ -184,16 +186,6 @@ async def _rest(first: bytes, parts: AsyncIterator[bytes]) -> AsyncIterator[byte
 
 def app(args: AppOptions) -> Application:
     """The application, for `serve run latentkv.integrations.ray:app NAME=VALUE …` and for `serve.run(app(…))`."""
-    scaling: dict[str, Any] = {"num_replicas": args.replicas}
-    if args.most_replicas is not None and args.most_replicas > args.replicas:
-        scaling = {
-            "num_replicas": "auto",
-            "autoscaling_config": {
-                "min_replicas": args.replicas,
-                "max_replicas": args.most_replicas,
-                "target_ongoing_requests": args.requests_per_replica,
-            },
-        }
     router = RequestRouterConfig(
         request_router_class="latentkv.integrations.ray:PrefixRouter",
         request_router_kwargs={"imbalance": args.imbalance},
@@ -204,7 +196,23 @@ def app(args: AppOptions) -> Application:
         health_check_period_s=HEALTH_SECONDS,
         request_router_config=router,
         ray_actor_options={"num_cpus": args.cpus},
-        **scaling,
+        **_scaling(args),
     )(Replica)
     door = serve.deployment(name="Door", max_ongoing_requests=MOST_AT_ONCE, ray_actor_options={"num_cpus": 0})(Door)
     return door.bind(replica.bind(args.model, args.options))
+
+
+def _scaling(args: AppOptions) -> dict[str, Any]:
+    """How many replicas there are, as Ray Serve wants to be told."""
+    if args.most_replicas is None or args.most_replicas <= args.replicas:
+        return {"num_replicas": args.replicas}
+    return {
+        "num_replicas": "auto",
+        "autoscaling_config": {
+            "min_replicas": args.replicas,
+            "max_replicas": args.most_replicas,
+            "target_ongoing_requests": args.requests_per_replica,
+            "upscale_delay_s": args.scale_up_after_s,
+            "downscale_delay_s": args.scale_down_after_s,
+        },
+    }

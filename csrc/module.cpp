@@ -37,6 +37,7 @@ NB_MODULE(_native, m) {
   nb::class_<Isa> isa(m, "Isa");
   isa.def_prop_ro("name", [](const Isa& self) { return self.name; });
   bind_attention(isa);
+  bind_route(m);
   bind_blocks(m, isa);
   bind_ceiling(isa);
   bind_head_form(isa);

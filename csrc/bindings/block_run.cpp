@@ -66,6 +66,7 @@ void bind_blocks(nb::module_& module, nb::class_<Isa>& isa) {
   bind_gated_block(module);
   bind_grouped_block(module);
   bind_latent_block(module);
+  bind_routed_block(module);
   isa.def("run_blocks", &run_blocks, nb::arg("blocks"), nb::arg("hidden"), nb::kw_only(), nb::arg("storage"),
           nb::arg("codes").none(), nb::arg("rotated"), nb::arg("slots"), nb::arg("angles"), nb::arg("page_table"),
           nb::arg("plan"), nb::arg("projected_tokens"), nb::arg("integer"), nb::arg("narrow"),

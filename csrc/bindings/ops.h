@@ -17,6 +17,8 @@ void bind_linear(nanobind::module_& module, nanobind::class_<Isa>& isa);
 void bind_project(nanobind::class_<Isa>& isa);
 void bind_rms_norm(nanobind::class_<Isa>& isa);
 void bind_rotate_query(nanobind::class_<Isa>& isa);
+void bind_route(nanobind::module_& module);
+void bind_routed_block(nanobind::module_& module);
 void bind_write_latent(nanobind::class_<Isa>& isa);
 void bind_write_rows(nanobind::class_<Isa>& isa);
 

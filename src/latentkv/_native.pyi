@@ -193,5 +193,32 @@ def grouped_block(
     factor: float,
 ) -> Block: ...
 def gated_block(*, norm: Any, eps: float, gate: Weight, up: Weight, down: Weight, factor: float) -> Block: ...
+def routed_block(
+    *,
+    norm: Any,
+    eps: float,
+    router: Weight,
+    rule: RoutingRule,
+    experts: tuple[tuple[Weight, Weight, Weight], ...],
+    shared: tuple[Weight, Weight, Weight] | None,
+    factor: float,
+) -> Block: ...
+
+class RoutingRule:
+    """How a router chooses; keeps its bias alive."""
+
+def routing_rule(
+    *,
+    experts: int,
+    chosen: int,
+    groups: int,
+    best_groups: int,
+    group_terms: int,
+    sigmoid: bool,
+    normalised: bool,
+    factor: float,
+    bias: Any | None,
+) -> RoutingRule: ...
+def route(rule: RoutingRule, logits: Any, experts: Any, weights: Any) -> None: ...
 def isas() -> tuple[Isa, ...]: ...
 def cpu_flags() -> list[str]: ...

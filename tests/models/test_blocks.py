@@ -21,6 +21,7 @@ from latentkv.cache.layout import FORMATS, layout_for
 from latentkv.errors import ShapeError
 from latentkv.models.load import Attention, load_model
 from latentkv.models.model import Model
+from latentkv.ops.linear import Projection
 from support.compare import Tolerance, assert_close
 from support.hostile import poison
 from support.tiny_models import FAMILIES, VOCAB, Family, save_model
@@ -58,8 +59,9 @@ def forbidden(*_: object, **__: object) -> Any:
 
 
 def only_blocks(kernels: Kernels) -> Kernels:
-    """Kernels of which attention layers can use nothing but blocks."""
-    return replace(kernels, rotate_query=forbidden, write_latent=forbidden, write_rows=forbidden)
+    """Kernels of which layers can use nothing but blocks."""
+    ops = ("rms_norm", "rotate_query", "write_latent", "write_rows", "linear_gated", "linear_groups", "choose")
+    return replace(kernels, **dict.fromkeys(ops, forbidden))
 
 
 def make_batch(lengths: Sequence[tuple[int, int]]) -> Batch:
@@ -147,13 +149,30 @@ def test_a_model_seen_as_latents(tmp_path: Path) -> None:
     assert_same(load_model(tmp_path, attention="mla", dtype="float32").model, "int8")
 
 
-def test_mixtures_of_experts_run_between_blocks(tmp_path: Path) -> None:
-    model = load(MOE, tmp_path, dtype="float32")
+@pytest.mark.parametrize("family", [one for one in FAMILIES if "moe" in one.name], ids=lambda family: family.name)
+def test_mixtures_of_experts_are_blocks_too(family: Family, tmp_path: Path) -> None:
+    model = load(family, tmp_path, dtype="float32")
     assert_same(model, "f32")
+    assert_same(model, "int8", narrow=True)
     assert model._blocks is not None
-    layers = model.config.geometry.num_hidden_layers
+    halves = 2 * model.config.geometry.num_hidden_layers
+    assert [len(stretch) for stretch in model._blocks.stretches] == list(range(halves, 0, -1))
+
+
+def test_what_kernels_decline_runs_between_blocks(tmp_path: Path) -> None:
+    model = load(MOE, tmp_path, dtype="float32")
+    # Of one layer's experts one is kept in a dtype that no kernel takes.
+    experts = model.layers[1].feed_forward.experts
+    odd = replace(experts[0], up=Projection(experts[0].up.weight.double()))
+    object.__setattr__(model.layers[1].feed_forward, "experts", (odd, *experts[1:]))
+    kernels = native_kernels()
+    model.execution = replace(model.execution, kernels=kernels, form="latent")
+    step(model, new_cache(model, "f32"), make_batch([(5, 5)]))
+    assert model._blocks is not None
     # The first layer is dense: its two halves and the next layer's attention are one stretch.
-    assert [len(stretch) for stretch in model._blocks.stretches] == [3, 2, 1, 0] + [1, 0] * (layers - 2)
+    halves = 2 * model.config.geometry.num_hidden_layers
+    assert [len(stretch) for stretch in model._blocks.stretches] == [3, 2, 1, 0, *range(halves - 4, 0, -1)]
+    assert any(reason.startswith("blocks: ") for reason in kernels.fallbacks)
 
 
 def test_one_model_over_caches_of_both_kinds(tmp_path: Path) -> None:

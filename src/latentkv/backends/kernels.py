@@ -20,10 +20,12 @@ from latentkv.backends.isa import find_isa, native_missing
 from latentkv.backends.linear import LinearGated, LinearGroups, LinearStack, NativeLinear
 from latentkv.backends.native_blocks import NativeBlocks
 from latentkv.backends.native_codes import native_codes
+from latentkv.backends.native_routing import routing_rule
 from latentkv.cache.latent import LayerCache
 from latentkv.cache.layout import RowLayout
 from latentkv.errors import OptionError, sentence
-from latentkv.ops import linear, norm
+from latentkv.ops import linear, moe, norm
+from latentkv.ops.moe import Routed, RoutingConfig
 from latentkv.ops.rotate_query import rotate_query
 from latentkv.ops.write_latent import write_latent
 
@@ -96,6 +98,14 @@ class WriteLatent(Protocol):
         ...
 
 
+class Choose(Protocol):
+    """What ops/moe.py's `choose` computes."""
+
+    def __call__(self, logits: Tensor, *, config: RoutingConfig, bias: Tensor | None) -> Routed:
+        """logits [T, E] float32 to k experts and their weights for each token."""
+        ...
+
+
 @dataclass(frozen=True)
 class Kernels:
     """One implementation of every op.
@@ -113,6 +123,7 @@ class Kernels:
     linear_stack: LinearStack
     linear_gated: LinearGated
     linear_groups: LinearGroups
+    choose: Choose
     blocks: NativeBlocks | None = None
     fallbacks: Counter[str] = field(default_factory=Counter, compare=False)
 
@@ -128,6 +139,7 @@ def portable_kernels(*, narrow: bool = False) -> Kernels:
         linear_stack=partial(linear.linear_stack, narrow=narrow),
         linear_gated=partial(linear.linear_gated, narrow=narrow),
         linear_groups=partial(linear.linear_groups, narrow=narrow),
+        choose=moe.choose,
     )
 
 
@@ -150,6 +162,7 @@ def native_kernels(isa: str | None = None, *, integer: bool = True, narrow: bool
         linear_stack=maps.linear_stack,
         linear_gated=maps.linear_gated,
         linear_groups=maps.linear_groups,
+        choose=native.choose,
         blocks=NativeBlocks(native.isa, maps, native.fallbacks),
         fallbacks=native.fallbacks,
     )
@@ -175,11 +188,11 @@ class _Native:
     """The native ops bound to one instruction set. Kernels write into tensors that Python allocates."""
 
     def __init__(self, isa: Isa) -> None:
-        from latentkv._native import DeclinedError
+        from latentkv import _native
 
         self.isa = isa
         self.fallbacks: Counter[str] = Counter()
-        self._declined = DeclinedError
+        self._native, self._declined = _native, _native.DeclinedError
 
     def rms_norm(self, x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
         if torch.is_grad_enabled() and _any_requires_grad(x, weight):
@@ -225,6 +238,19 @@ class _Native:
         except self._declined as reason:
             self._count("write_latent", reason)
             write_latent(layer, slots, kv, **options)
+
+    def choose(self, logits: Tensor, *, config: RoutingConfig, bias: Tensor | None) -> Routed:
+        moe.check_choice(logits, config=config, bias=bias)
+        tokens, count = logits.shape[0], config.num_experts_per_tok
+        routed = Routed(torch.empty(tokens, count, dtype=torch.int64), torch.empty(tokens, count))
+        try:
+            if torch.is_grad_enabled() and _any_requires_grad(logits, bias):
+                raise self._declined(_GRADIENTS)
+            self._native.route(routing_rule(config, logits.shape[1], bias), logits, routed.experts, routed.weights)
+        except self._declined as reason:
+            self._count("choose", reason)
+            return moe.choose(logits, config=config, bias=bias)
+        return routed
 
     def _count(self, op: str, reason: object) -> None:
         self.fallbacks[f"{op}: {reason}"] += 1

@@ -20,16 +20,21 @@ from latentkv.backends.linear import NativeLinear
 from latentkv.backends.native import NativePlan, padded_tokens
 from latentkv.backends.native_codes import native_codes
 from latentkv.backends.native_project import readable
+from latentkv.backends.native_routing import routing_rule
 from latentkv.cache.batch import Batch
 from latentkv.cache.latent import LatentCache
 from latentkv.ops.absorb import UpProjection
 from latentkv.ops.linear import InputNorm, Projection
+from latentkv.ops.moe import RoutingConfig
 
 if TYPE_CHECKING:
-    from latentkv._native import Block, Isa
+    from latentkv._native import Block, Isa, Weight
 
 # With more new tokens Python's share is below a percent, and most sequences are in head form.
 MOST_TOKENS = 64
+
+
+GatedMaps = tuple[Projection, Projection, Projection]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +94,20 @@ class GatedParts:
     factor: float
 
 
-BlockParts = LatentParts | GroupedParts | GatedParts
+@dataclass(frozen=True, kw_only=True)
+class RoutedParts:
+    """What a mixture of experts is made of; each expert, and the shared one, is (gate, up, down)."""
+
+    norm: InputNorm
+    router: Projection
+    routing: RoutingConfig
+    bias: Tensor | None
+    experts: tuple[GatedMaps, ...]
+    shared: GatedMaps | None
+    factor: float
+
+
+BlockParts = LatentParts | GroupedParts | GatedParts | RoutedParts
 
 
 class NativeBlocks:
@@ -157,7 +175,12 @@ class NativeBlocks:
 
     @property
     def _makers(self) -> dict[type, Callable[[Any], Block]]:
-        return {LatentParts: self._latent, GroupedParts: self._grouped, GatedParts: self._gated}
+        return {
+            LatentParts: self._latent,
+            GroupedParts: self._grouped,
+            GatedParts: self._gated,
+            RoutedParts: self._routed,
+        }
 
     def _latent(self, parts: LatentParts) -> Block:
         handle = self._linear.handle
@@ -213,6 +236,22 @@ class NativeBlocks:
             down=handle(parts.down),
             factor=parts.factor,
         )
+
+    def _routed(self, parts: RoutedParts) -> Block:
+        experts = len(parts.experts)
+        return self._native.routed_block(
+            norm=parts.norm.weight,
+            eps=parts.norm.eps,
+            router=self._linear.handle(parts.router),
+            rule=routing_rule(parts.routing, experts, parts.bias),
+            experts=tuple([self._gated_maps(expert) for expert in parts.experts]),
+            shared=None if parts.shared is None else self._gated_maps(parts.shared),
+            factor=parts.factor,
+        )
+
+    def _gated_maps(self, maps: GatedMaps) -> tuple[Weight, Weight, Weight]:
+        gate, up, down = (self._linear.handle(one) for one in maps)
+        return gate, up, down
 
     def _count(self, reason: object) -> None:
         self._fallbacks[f"blocks: {reason}"] += 1

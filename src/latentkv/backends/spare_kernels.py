@@ -38,6 +38,7 @@ def with_spare(kernels: Kernels, spare: Kernels | None = None) -> Kernels:
         linear_stack=_guarded("linear_stack", kernels.linear_stack, behind.linear_stack, counts),
         linear_gated=_guarded("linear_gated", kernels.linear_gated, behind.linear_gated, counts),
         linear_groups=_guarded("linear_groups", kernels.linear_groups, behind.linear_groups, counts),
+        choose=_guarded("choose", kernels.choose, behind.choose, counts),
     )
 
 

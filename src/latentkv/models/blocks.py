@@ -1,7 +1,7 @@
 """A model's half-layers as native blocks, and which stretches of them one call can run.
 
-Half-layer 2 i is layer i's attention, 2 i + 1 its feed-forward block. What has no block (a mixture of experts, weights
-that kernels decline) ends a stretch: the layer computes it op by op, and the next stretch begins behind it.
+Half-layer 2 i is layer i's attention, 2 i + 1 its feed-forward block. What has no block (weights that kernels decline)
+ends a stretch: the layer computes it op by op, and the next stretch begins behind it.
 """
 
 from __future__ import annotations

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from latentkv.backends.kernels import Kernels
-from latentkv.backends.native_blocks import GatedParts
+from latentkv.backends.native_blocks import GatedMaps, GatedParts, RoutedParts
 from latentkv.models.config import ModelConfig, MoEConfig
 from latentkv.models.weights import TensorReader
 from latentkv.ops.linear import InputNorm, Projection
-from latentkv.ops.moe import Routed, route
+from latentkv.ops.moe import Routed
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,11 @@ class GatedWeights:
     gate: Projection
     up: Projection
     down: Projection
+
+    @property
+    def maps(self) -> GatedMaps:
+        """All three."""
+        return self.gate, self.up, self.down
 
     @staticmethod
     def read(reader: TensorReader, prefix: str, hidden: int, width: int, dtype: torch.dtype) -> GatedWeights:
@@ -59,11 +64,11 @@ class DenseFeedForward:
 class MoEFeedForward:
     """Routed experts plus the shared ones.
 
-    router: [E, hidden], router_bias: [E] float32 where the routing has one
+    router: [E, hidden], its logits are float32; router_bias: [E] float32 where the routing has one
     """
 
     config: MoEConfig
-    router: Tensor
+    router: Projection
     router_bias: Tensor | None
     experts: tuple[GatedWeights, ...]
     shared: GatedWeights | None
@@ -78,7 +83,7 @@ class MoEFeedForward:
         shared = moe_config.n_shared_experts
         return MoEFeedForward(
             config=moe_config,
-            router=reader.take(f"{prefix}gate.weight", (count, hidden), dtype),
+            router=Projection(reader.take(f"{prefix}gate.weight", (count, hidden), dtype)),
             # Biases are compared at 1e-3 differences: they stay float32 whatever the model computes in.
             router_bias=reader.take(f"{prefix}gate.e_score_correction_bias", (count,), torch.float32)
             if biased
@@ -94,15 +99,25 @@ class MoEFeedForward:
     def forward(self, hidden: Tensor, kernels: Kernels, *, norm: InputNorm, factor: float) -> Tensor:
         """`hidden + factor * block(norm(hidden))`: [T, hidden] to [T, hidden]."""
         normed = kernels.rms_norm(hidden, norm.weight, eps=norm.eps)
-        routed = route(normed, self.router, config=self.config.routing, bias=self.router_bias)
+        (logits,) = kernels.linear_stack(normed.float(), (self.router,))
+        routed = kernels.choose(logits, config=self.config.routing, bias=self.router_bias)
         total = self._routed(normed, routed, kernels)
         if self.shared is not None:
             inner = kernels.linear_gated(normed, self.shared.gate, self.shared.up)
             total += kernels.linear_stack(inner, (self.shared.down,))[0]
         return hidden + total.to(hidden.dtype) * factor
 
-    def block(self, *, norm: InputNorm, factor: float) -> None:
-        """None: which experts are read is known only when it runs."""
+    def block(self, *, norm: InputNorm, factor: float) -> RoutedParts:
+        """`forward` as what a native block is made of."""
+        return RoutedParts(
+            norm=norm,
+            router=self.router,
+            routing=self.config.routing,
+            bias=self.router_bias,
+            experts=tuple(expert.maps for expert in self.experts),
+            shared=None if self.shared is None else self.shared.maps,
+            factor=factor,
+        )
 
     def _routed(self, normed: Tensor, routed: Routed, kernels: Kernels) -> Tensor:
         """What ops/moe.py's `moe` computes without the shared expert, in float32: tokens sorted by expert.

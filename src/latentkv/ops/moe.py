@@ -117,12 +117,14 @@ def route(hidden: Tensor, weight: Tensor, *, config: RoutingConfig, bias: Tensor
     bias:   [E] e_score_correction_bias, for noaux_tc and only for it
     Raises ConfigError when the config does not fit E or the bias, ShapeError for wrong shapes.
     """
-    num_experts = weight.shape[0]
     if hidden.ndim != 2 or hidden.shape[1] != weight.shape[1]:
         raise ShapeError(sentence("hidden", expected=f"[T, {weight.shape[1]}]", got=list(hidden.shape)))
-    config.check_experts(num_experts)
-    _check_bias(config, bias, num_experts)
-    logits = linear(hidden.float(), weight)
+    return choose(linear(hidden.float(), weight), config=config, bias=bias)
+
+
+def choose(logits: Tensor, *, config: RoutingConfig, bias: Tensor | None = None) -> Routed:
+    """The second half of `route`: k of E experts for each row of logits [T, E] float32."""
+    check_choice(logits, config=config, bias=bias)
     scores = logits.softmax(dim=-1) if config.scoring == "softmax" else logits.sigmoid()
     ranked = scores if bias is None else scores + bias.float()
     if config.is_grouped:
@@ -172,7 +174,10 @@ def _add_expert(total: Tensor, hidden: Tensor, routed: Routed, expert: ExpertWei
     total.index_add_(0, tokens, swiglu(hidden[tokens], expert.gate, expert.up, expert.down) * weights[:, None])
 
 
-def _check_bias(config: RoutingConfig, bias: Tensor | None, num_experts: int) -> None:
+def check_choice(logits: Tensor, *, config: RoutingConfig, bias: Tensor | None) -> None:
+    """Raise what `choose` does unless these fit together."""
+    num_experts = logits.shape[-1]
+    config.check_experts(num_experts)
     if (bias is not None) != (config.method == "noaux_tc"):
         wanted = "a tensor" if config.method == "noaux_tc" else "none"
         got = "none" if bias is None else "a tensor"

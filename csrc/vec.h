@@ -1,11 +1,11 @@
 // Vectors of W floats on GCC's and Clang's vector extensions: load and store with conversion from and to bfloat16 and
 // float16, fused multiply-add, horizontal sum. Intrinsics only with a plain twin: the flags of the file that includes this
 // decide what the code becomes.
-// Only isa_*.cpp may include it, with LATENTKV_ISA naming their namespace: one copy of every function per instruction set.
+// Only for kernels/*.cpp, with LATENTKV_ISA naming their namespace: one copy of every function per instruction set.
 #pragma once
 
 #ifndef LATENTKV_ISA
-#error "vec.h is for isa_*.cpp files, which define LATENTKV_ISA"
+#error "vec.h is for kernels, compiled once for each instruction set (kernels.cmake), which LATENTKV_ISA names"
 #endif
 
 #if defined(__AVX2__)

@@ -11,7 +11,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SENTENCE = "latentkv needs a C++20 compiler (g++ 12 or clang 15 or newer); on Debian or Ubuntu: apt install g++"
-ISA_FILES = sorted(path.name for path in (ROOT / "csrc").glob("isa_*.cpp"))
+KERNEL_FILES = sorted(path.name for path in (ROOT / "csrc" / "kernels").glob("*.cpp"))
+# A width and what else tells the code of one instruction set from that of another.
+KINDS = {"four": ["-DLATENTKV_WIDTH=4"], "eight": ["-DLATENTKV_WIDTH=8"]} | {
+    name: ["-DLATENTKV_WIDTH=16", *more] for name, more in {"sixteen": [], "tile": ["-DLATENTKV_PLAIN_TILES"]}.items()
+}
 
 
 @pytest.mark.skipif(shutil.which("cmake") is None, reason="needs cmake")
@@ -27,22 +31,23 @@ def test_a_missing_compiler_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_there_are_files_to_look_into() -> None:
-    assert "isa_baseline.cpp" in ISA_FILES
-    assert "isa_avx512.cpp" in ISA_FILES
+    assert {"attention.cpp", "linear.cpp", "table.cpp"} <= set(KERNEL_FILES)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None or shutil.which("nm") is None, reason="needs g++ and nm")
-@pytest.mark.parametrize("file", ISA_FILES)
-def test_an_instruction_sets_file_shares_no_function_with_others(file: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_instruction_sets_kernels_share_no_function_with_anothers(kind: str, tmp_path: Path) -> None:
     """Of two weak functions of one name the linker keeps one, perhaps in instructions that this CPU lacks.
 
-    Compiled without optimisation, so that every function is in the object file.
+    Compiled without optimisation, so that every function is in the object files.
     """
-    target = tmp_path / "isa.o"
     flags = ["-std=c++20", "-O0", "-fopenmp", "-fno-exceptions", "-Wno-psabi", "-I", str(ROOT / "csrc")]
-    subprocess.run(["g++", *flags, "-c", str(ROOT / "csrc" / file), "-o", str(target)], check=True)
-    listing = subprocess.run(["nm", "-C", str(target)], capture_output=True, text=True, check=True).stdout
-    weak = [line for line in listing.splitlines() if line[17:18] in "WVu"]
-    namespace = f"latentkv::{file.removeprefix('isa_').removesuffix('.cpp')}::"
-    assert weak, "expected template instances"
-    assert [line for line in weak if namespace not in line] == []
+    flags += [f"-DLATENTKV_ISA={kind}", *KINDS[kind]]
+    found = []
+    for file in KERNEL_FILES:
+        target = tmp_path / f"{file}.o"
+        subprocess.run(["g++", *flags, "-c", str(ROOT / "csrc" / "kernels" / file), "-o", str(target)], check=True)
+        listing = subprocess.run(["nm", "-C", str(target)], capture_output=True, text=True, check=True).stdout
+        found += [line for line in listing.splitlines() if line[17:18] in "WVu"]
+    assert found, "expected template instances"
+    assert [line for line in found if f"latentkv::{kind}::" not in line] == []

@@ -46,6 +46,11 @@ inline const char* element(const void* data, DType dtype, std::int64_t at) {
   return static_cast<const char*>(data) + at * element_bytes(dtype);
 }
 
+// Where the weights of `output` begin; not of codes.
+inline const char* weight_row(const LinearWeight& weight, std::int64_t output) {
+  return static_cast<const char*>(weight.data) + output * weight.row_stride * (weight.format == WeightFormat::f32 ? 4 : 2);
+}
+
 // Bytes of `outputs` outputs' codes, over all inputs.
 inline std::int64_t code_bytes(const LinearWeight& weight, std::int64_t outputs) {
   return outputs * weight.cols / (weight.format == WeightFormat::int4 ? 2 : 1);

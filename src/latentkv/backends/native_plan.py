@@ -5,12 +5,12 @@ Made from lengths alone, once per step. Knows no tensors of the model; the recor
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
+
+from latentkv.cache.batch import integers
 
 # Rows (token and head) that the kernel computes together: csrc/kernels.
 TILE_ROWS = 64
@@ -156,6 +156,4 @@ def _count_by_sequence(tiles: Iterable[_Tile]) -> dict[int, int]:
 
 
 def _records(rows: Sequence[tuple[int, ...]], width: int) -> Tensor:
-    if not rows:
-        return torch.empty(0, width, dtype=torch.int64)
-    return torch.frombuffer(array("q", [value for row in rows for value in row]), dtype=torch.int64).view(-1, width)
+    return integers(value for row in rows for value in row).view(-1, width)

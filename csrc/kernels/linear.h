@@ -46,11 +46,11 @@ inline bool is_terms(Path path) { return path == Path::terms || path == Path::ro
 // body<Products, Terms>() as the job and its path want it.
 template <int W, typename Body>
 auto with_terms(const LinearJob& job, Path path, Body body) {
-  const auto with = [&]<typename Products>() {
-    return path == Path::terms ? body.template operator()<Products, kExactTerms<Products>>() : body.template operator()<Products, 1>();
-  };
-  return job.weight->format == WeightFormat::int4 ? with.template operator()<NibbleProducts<W>>()
-                                                  : with.template operator()<ByteProducts<W>>();
+  using Nibbles = NibbleProducts<W>;
+  using Bytes = ByteProducts<W, Dot<W>::kBytes>;
+  const bool four = job.weight->format == WeightFormat::int4;
+  if (path != Path::terms) return four ? body.template operator()<Nibbles, 1>() : body.template operator()<ByteProducts<W, true>, 1>();
+  return four ? body.template operator()<Nibbles, kExactTerms<Nibbles>>() : body.template operator()<Bytes, kExactTerms<Bytes>>();
 }
 
 template <int W>
@@ -147,7 +147,7 @@ class LinearPlan {
       return larger(kMatrixOutputs, smaller(by_share, kMatrixItemOutputs));
     }
     const std::int64_t row_bytes = is_grouped(*job.weight) ? code_bytes(*job.weight, 1) : job.x.cols * 2;
-    const std::int64_t by_size = padded(kItemBytes / larger(row_bytes, 1), kPanelRows);
+    const std::int64_t by_size = padded(kItemBytes / larger(row_bytes, 1), is_terms(path) ? 4 * W : kPanelRows);
     const std::int64_t by_share = padded((outputs_ + 4 * p_.threads - 1) / (4 * p_.threads), kPanelRows);
     return larger(kPanelRows, smaller(smaller(by_size, by_share), 512));
   }

@@ -25,8 +25,11 @@ struct LinearTile {
 };
 
 // Sums of whole numbers that stay in registers beside what they are made of, and rows of x whose terms have theirs there.
+// Four vectors of weights leave room for fewer than two.
 template <int W>
 constexpr int kTermSums = W == 16 ? 24 : 12;
+template <int W>
+constexpr int kWideTermSums = W == 16 ? 24 : 8;
 template <int Terms>
 constexpr std::int64_t kTermTileRows = Terms == 1 ? 6 : 4;
 

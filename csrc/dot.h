@@ -23,7 +23,7 @@ struct Dot {
   using Bytes = typename Lanes<std::int8_t, W>::type;
 
   // Up to how many rows of x dot products as exact as floats beat widening; whether those of rounded numbers do for any rows;
-  // whether products of int8 add up in 32 bits.
+  // whether products of any int8 add up.
 #if defined(__AVX512VNNI__) || defined(__ARM_FEATURE_DOTPROD)
   static constexpr std::int64_t kTermRows = 12;
   static constexpr bool kRounded = true, kBytes = true;
@@ -43,12 +43,17 @@ struct Dot {
   }
 
   // sum[lane] + the four products of weights[lane], bytes that offset_bytes() has made ready, and x[lane], int8. kOffset
-  // times the sum of x has to be taken away.
-#if defined(__AVX512VNNI__)
+  // times the sum of x has to be taken away. Without kBytes two neighbours of x may be 128 together, whatever their signs:
+  // 255 times that is what 16 bits hold.
+#if defined(__AVX2__)
   static constexpr std::int32_t kOffset = 128;
   static U offset_bytes(U bytes) { return bytes ^ 0x80808080u; }
   static I add_bytes(I sum, U weights, U x) {
+#if defined(__AVX512VNNI__)
     return (I)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)weights, (__m512i)x);
+#else
+    return add_pairs(sum, (U)multiply_bytes(weights, x), U{} + 0x00010001u);
+#endif
   }
 #else
   static constexpr std::int32_t kOffset = 0;
@@ -76,13 +81,15 @@ struct Dot {
   static constexpr bool kNarrowSums = true;
   using Partial = Halves;
   static I total(Partial sum, std::uint32_t factor = 1) { return add_pairs(I{}, (U)sum, U{} + 0x00010001u * factor); }
-  static Partial add_codes(Partial sum, U codes, U x) {
+  static Partial add_codes(Partial sum, U codes, U x) { return sum + multiply_bytes(codes, x); }
+
+  // Each two products of neighbours, uint8 and int8, added up.
+  static Halves multiply_bytes(U codes, U x) {
 #if defined(__AVX512BW__)
-    return sum + (Halves)_mm512_maddubs_epi16((__m512i)codes, (__m512i)x);
+    return (Halves)_mm512_maddubs_epi16((__m512i)codes, (__m512i)x);
 #else
-    if constexpr (W == 8) return sum + (Halves)_mm256_maddubs_epi16((__m256i)codes, (__m256i)x);
-    const auto odd = (Halves)(codes >> 8 & 0x00ff00ffu) * ((Halves)x >> 8);
-    return sum + (Halves)(codes & 0x00ff00ffu) * ((Halves)((Halves)x << 8) >> 8) + odd;
+    if constexpr (W == 8) return (Halves)_mm256_maddubs_epi16((__m256i)codes, (__m256i)x);
+    return (Halves)(codes & 0x00ff00ffu) * ((Halves)((Halves)x << 8) >> 8) + (Halves)(codes >> 8 & 0x00ff00ffu) * ((Halves)x >> 8);
 #endif
   }
 #endif

@@ -12,6 +12,7 @@
 #include "kernels/linear_stream.h"
 #include "kernels/linear_terms.h"
 #include "kernels/linear_tiles.h"
+#include "kernels/shares.h"
 
 namespace latentkv::LATENTKV_ISA {
 
@@ -45,11 +46,11 @@ inline bool is_terms(Path path) { return path == Path::terms || path == Path::ro
 // body<Products, Terms>() as the job and its path want it.
 template <int W, typename Body>
 auto with_terms(const LinearJob& job, Path path, Body body) {
-  const auto with = [&]<typename Products>() {
-    return path == Path::terms ? body.template operator()<Products, kExactTerms<Products>>() : body.template operator()<Products, 1>();
-  };
-  return job.weight->format == WeightFormat::int4 ? with.template operator()<NibbleProducts<W>>()
-                                                  : with.template operator()<ByteProducts<W>>();
+  using Nibbles = NibbleProducts<W>;
+  using Bytes = ByteProducts<W, Dot<W>::kBytes>;
+  const bool four = job.weight->format == WeightFormat::int4;
+  if (path != Path::terms) return four ? body.template operator()<Nibbles, 1>() : body.template operator()<ByteProducts<W, true>, 1>();
+  return four ? body.template operator()<Nibbles, kExactTerms<Nibbles>>() : body.template operator()<Bytes, kExactTerms<Bytes>>();
 }
 
 template <int W>
@@ -71,11 +72,13 @@ Path path_of(const LinearJob& job, bool integer) {
 template <int W>
 class LinearPlan {
  public:
-  explicit LinearPlan(const LinearParams& p) : p_(p) {}
+  explicit LinearPlan(const LinearParams& p) : p_(p) {
+    for (std::int64_t i = 0; i < p.job_count; ++i) outputs_ += p.jobs[i].weight->rows;
+  }
 
   // Fills in the plans (where `plans` is not null) and the totals.
   void make(JobPlan* plans) {
-    bytes_ = padded(p_.job_count * static_cast<std::int64_t>(sizeof(JobPlan)), 64);
+    bytes_ = shares_at() + Shares::bytes(p_.threads);
     JobPlan before{};
     for (std::int64_t i = 0; i < p_.job_count; ++i) {
       const LinearJob& job = p_.jobs[i];
@@ -110,10 +113,12 @@ class LinearPlan {
     return static_cast<int>(smaller(p_.threads, most));
   }
 
+  char* shares_memory() const { return p_.scratch + shares_at(); }
   float* thread_memory(int thread) const { return reinterpret_cast<float*>(p_.scratch + bytes_ + thread * thread_bytes()); }
   std::int64_t bytes() const { return bytes_ + p_.threads * thread_bytes(); }
 
  private:
+  std::int64_t shares_at() const { return padded(p_.job_count * static_cast<std::int64_t>(sizeof(JobPlan)), 64); }
   std::int64_t thread_bytes() const { return (panel_floats<W>() + 2 * sums_) * 4; }
 
   static bool same_input(const LinearJob& a, Path a_path, const LinearJob& b, Path b_path) {
@@ -142,13 +147,13 @@ class LinearPlan {
       return larger(kMatrixOutputs, smaller(by_share, kMatrixItemOutputs));
     }
     const std::int64_t row_bytes = is_grouped(*job.weight) ? code_bytes(*job.weight, 1) : job.x.cols * 2;
-    const std::int64_t by_size = padded(kItemBytes / larger(row_bytes, 1), kPanelRows);
-    const std::int64_t by_share = padded((job.weight->rows + 4 * p_.threads - 1) / (4 * p_.threads), kPanelRows);
+    const std::int64_t by_size = padded(kItemBytes / larger(row_bytes, 1), is_terms(path) ? 4 * W : kPanelRows);
+    const std::int64_t by_share = padded((outputs_ + 4 * p_.threads - 1) / (4 * p_.threads), kPanelRows);
     return larger(kPanelRows, smaller(smaller(by_size, by_share), 512));
   }
 
   const LinearParams& p_;
-  std::int64_t bytes_ = 0, units_ = 0, input_elements_ = 0, items_ = 0, products_ = 0, sums_ = 0;
+  std::int64_t outputs_ = 0, bytes_ = 0, units_ = 0, input_elements_ = 0, items_ = 0, products_ = 0, sums_ = 0;
 };
 
 // One job's part of a call: what an item does.
@@ -165,8 +170,10 @@ class LinearItem {
     const std::int64_t count = smaller(plan_.item_outputs, job_.weight->rows - first);
     float* sums = memory_ + panel_floats<W>();
     float* gate_sums = job_.gate == nullptr ? nullptr : sums + sums_;
-    multiply(*job_.weight, first, count, sums);
-    if (job_.gate != nullptr) multiply(*job_.gate, first, count, gate_sums);
+    const char* next_item = weight_row(*job_.weight, first + count);
+    const char* next = job_.gate == nullptr ? next_item : weight_row(*job_.gate, first);
+    multiply(*job_.weight, {first, count, sums, plan_.sum_stride, next});
+    if (job_.gate != nullptr) multiply(*job_.gate, {first, count, gate_sums, plan_.sum_stride, next_item});
     for (std::int64_t row = 0; row < job_.x.rows; ++row) {
       const std::int64_t at = row * plan_.sum_stride;
       finish_row<W>(job_, row, first, count, sums + at, gate_sums == nullptr ? nullptr : gate_sums + at);
@@ -174,16 +181,16 @@ class LinearItem {
   }
 
  private:
-  void multiply(const LinearWeight& weight, std::int64_t first, std::int64_t count, float* sums) const {
+  void multiply(const LinearWeight& weight, const Outputs& out) const {
+    const MatrixSums sums{out.first, out.count, out.values, out.stride};
     switch (plan_.path) {
-      case Path::stream: return stream(weight, {first, count, sums, plan_.sum_stride});
-      case Path::tiles: return TileMultiplier<W>(weight, job_.x.rows, x_, memory_).run(first, count, sums, plan_.sum_stride);
+      case Path::stream: return stream(weight, out);
+      case Path::tiles: return TileMultiplier<W>(weight, job_.x.rows, x_, memory_).run(out.first, out.count, out.values, out.stride);
       case Path::terms:
-      case Path::rounded_terms: return terms(weight, {first, count, sums, plan_.sum_stride});
-      case Path::matrix_rows: return matrix_rows(weight, {first, count, sums, plan_.sum_stride});
-      case Path::matrix_codes: return matrix_codes(weight, {first, count, sums, plan_.sum_stride});
-      case Path::matrix_dots:
-        return matrix<MatrixCodes<1, true>, 1>(weight, {first, count, sums, plan_.sum_stride});
+      case Path::rounded_terms: return terms(weight, out);
+      case Path::matrix_rows: return matrix_rows(weight, sums);
+      case Path::matrix_codes: return matrix_codes(weight, sums);
+      case Path::matrix_dots: return matrix<MatrixCodes<1, true>, 1>(weight, sums);
     }
   }
 
@@ -207,7 +214,7 @@ class LinearItem {
     for (std::int64_t tile = 0; tile < tiles; ++tile) {
       const std::int64_t first = tile * rows / tiles, count = (tile + 1) * rows / tiles - first;
       const auto* x = reinterpret_cast<const float*>(x_) + first * stream_stride<W>(job_.x.cols);
-      const Outputs part{out.first, out.count, out.values + first * out.stride, out.stride};
+      const Outputs part{out.first, out.count, out.values + first * out.stride, out.stride, out.next};
       switch (count) {
         case 1: stream_rows<1>(weight, x, part); break;
         case 2: stream_rows<2>(weight, x, part); break;
@@ -243,7 +250,7 @@ class LinearItem {
       const TermInput<W, Products, Terms> x(x_, job_);
       for (std::int64_t tile = 0; tile < x.tiles.count; ++tile) term_tile(weight, x, tile, out);
       for (std::int64_t r = 0; Terms > 1 && r < job_.x.rows; ++r) {
-        if (!*x.is_finite(r)) code_stream<W, 1>(weight, x.floats(r), 0, {out.first, out.count, out.values + r * out.stride, 0});
+        if (!*x.is_finite(r)) code_stream<W, 1>(weight, x.floats(r), 0, {out.first, out.count, out.values + r * out.stride, 0, nullptr});
       }
     });
   }
@@ -328,14 +335,15 @@ void linear(const LinearParams& p) {
     for (std::int64_t item = 0; item < plan.items(); ++item) run(item, 0);
     return;
   }
+  const Shares shares(plan.shares_memory(), plan.items(), plan.threads());
 #pragma omp parallel num_threads(plan.threads())
   {
     if (together) {
 #pragma omp for schedule(static)
       for (std::int64_t unit = 0; unit < plan.units(); ++unit) prepare(unit);
     }
-#pragma omp for schedule(dynamic, 1) nowait
-    for (std::int64_t item = 0; item < plan.items(); ++item) run(item, omp_get_thread_num());
+    const int thread = omp_get_thread_num();
+    shares.run(thread, [&](std::int64_t item) { run(item, thread); });
   }
 }
 

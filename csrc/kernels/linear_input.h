@@ -92,16 +92,18 @@ class InputRow {
     }
   }
 
-  // One group, at most 128 elements, rounded to nearest in whole numbers as `Products` stores them: the largest becomes 127 or
-  // 32767. Returns the scale, NaN for a group with a NaN or an infinity.
+  // One group, at most 128 elements, rounded to nearest in whole numbers as `Products` stores them: the largest becomes 127, or
+  // the largest sum of two neighbours' sizes. Returns the scale, NaN for a group with a NaN or an infinity.
   template <typename Products>
   float round_group(std::int64_t at, std::int64_t count, char* codes, std::int32_t& code_sum) const {
-    constexpr float kMost = sizeof(typename Products::Element) == 2 ? 32767.0f : 127.0f;
+    constexpr float kMost = 127.0f;
     float values[128];
     widen(at, count, values);
     F top = S::zero(), bad = S::zero();
     for (std::int64_t i = 0; i < count; i += W) {
-      const F value = S::load(values + i), size = value < S::zero() ? -value : value;
+      const F value = S::load(values + i);
+      F size = value < S::zero() ? -value : value;
+      if constexpr (Products::kBoundsPairs) size += swap_neighbours<W>(size);
       top = size > top ? size : top;
       bad += value - value;
     }

@@ -20,6 +20,7 @@ struct NibbleProducts {
   static constexpr std::int64_t kInputs = 8;   // in one from memory
   static constexpr std::int64_t kChunk = 32;   // that a Partial can hold
   static constexpr bool kNarrowSums = D::kNarrowSums;
+  static constexpr bool kBoundsPairs = false;  // of x: whether its largest number or sum of two neighbours becomes 127
 
   static U piece(U codes, int i) { return i == 0 ? codes & 0x0f0f0f0fu : codes >> 4 & 0x0f0f0f0fu; }
   static Partial add(Partial sum, U codes, U x) { return D::add_codes(sum, codes, x); }
@@ -35,8 +36,8 @@ struct NibbleProducts {
   }
 };
 
-// int8 codes and int8 of x, where such products add up without overflow.
-template <int W, bool Bytes = Dot<W>::kBytes>
+// int8 codes and int8 of x, where such products add up without overflow or x is rounded so that they do.
+template <int W, bool Bytes>
 struct ByteProducts {
   using D = Dot<W>;
   using U = typename D::U;
@@ -44,7 +45,7 @@ struct ByteProducts {
   using Element = std::int8_t;
   static constexpr int kPieces = 1;
   static constexpr std::int64_t kInputs = 4, kChunk = kMostGroup;
-  static constexpr bool kNarrowSums = false;
+  static constexpr bool kNarrowSums = false, kBoundsPairs = !D::kBytes;
 
   static U piece(U codes, int) { return D::offset_bytes(codes); }
   static Partial add(Partial sum, U codes, U x) { return D::add_bytes(sum, codes, x); }
@@ -54,7 +55,7 @@ struct ByteProducts {
   static void store(typename D::I numbers, char* to) { NibbleProducts<W>::store(numbers, to); }
 };
 
-// int8 codes and int16 of x elsewhere.
+// int8 codes and int16 of x.
 template <int W>
 struct ByteProducts<W, false> {
   using D = Dot<W>;
@@ -63,7 +64,7 @@ struct ByteProducts<W, false> {
   using Element = std::int16_t;
   static constexpr int kPieces = 2;
   static constexpr std::int64_t kInputs = 4, kChunk = kMostGroup;
-  static constexpr bool kNarrowSums = false;
+  static constexpr bool kNarrowSums = false, kBoundsPairs = false;
 
   static U piece(U codes, int i) { return i == 0 ? D::even_bytes(codes) : D::odd_bytes(codes); }
   static Partial add(Partial sum, U codes, U x) { return D::add_pairs(sum, codes, x); }

@@ -17,9 +17,11 @@ struct Outputs {
   std::int64_t first, count;
   float* values;
   std::int64_t stride;
+  const char* next;  // what will be read after them
 };
 
-// f32 or bf16 weights: sums over the lanes, for a few outputs at once.
+// f32 or bf16 weights: sums over the lanes, for a few outputs at once. These lie far apart, so that each goes on through memory
+// from one row to the next: rows side by side would be short pieces, at whose ends the processor's own prefetching stops.
 template <int W, int Rows, typename T>
 class RowStream {
   using S = Simd<W>;
@@ -34,25 +36,26 @@ class RowStream {
       : weight_(weight), x_(x), x_stride_(x_stride) {}
 
   void run(const Outputs& out) const {
-    for (std::int64_t n = 0; n < out.count; n += kOutputs) {
-      const std::int64_t left = out.count - n;
+    const std::int64_t each = (out.count + kOutputs - 1) / kOutputs;
+    for (std::int64_t n = 0; n < each; ++n) {
       // Past the last output the last one is computed again.
       const T* rows[kOutputs];
-      for (int o = 0; o < kOutputs; ++o) rows[o] = row(out.first + n + smaller(o, left - 1));
+      for (int o = 0; o < kOutputs; ++o) rows[o] = row(out.first + smaller(o * each + n, out.count - 1));
       float sums[kOutputs][Rows];
-      block(rows, row(out.first + smaller(n + kOutputs, out.count - 1)), sums);
-      for (int o = 0; o < kOutputs && o < left; ++o) {
-        for (int r = 0; r < Rows; ++r) out.values[r * out.stride + n + o] = sums[o][r];
+      block(rows, each, n + 1 < each ? rows[0] + weight_.row_stride : reinterpret_cast<const T*>(out.next), sums);
+      for (int o = 0; o < kOutputs && o * each + n < out.count; ++o) {
+        for (int r = 0; r < Rows; ++r) out.values[r * out.stride + o * each + n] = sums[o][r];
       }
     }
   }
 
  private:
-  const T* row(std::int64_t output) const { return static_cast<const T*>(weight_.data) + output * weight_.row_stride; }
+  const T* row(std::int64_t output) const { return reinterpret_cast<const T*>(weight_row(weight_, output)); }
 
-  [[gnu::always_inline]] void block(const T* const* rows, const T* next, float (*sums)[Rows]) const {
+  // The rows are `apart` rows from each other, and so are those after them, the first of which is `next`.
+  [[gnu::always_inline]] void block(const T* const* rows, std::int64_t apart, const T* next, float (*sums)[Rows]) const {
     constexpr std::int64_t kAhead = kAheadBytes / sizeof(T);
-    const std::int64_t cols = weight_.cols, ahead_stride = weight_.row_stride;
+    const std::int64_t cols = weight_.cols, ahead_stride = apart * weight_.row_stride;
     F acc[kOutputs][Rows][kSums] = {};
     std::int64_t k = 0;
     for (; k + 2 * W <= cols; k += 2 * W) {

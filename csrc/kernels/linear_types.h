@@ -25,8 +25,11 @@ struct LinearTile {
 };
 
 // Sums of whole numbers that stay in registers beside what they are made of, and rows of x whose terms have theirs there.
+// Four vectors of weights leave room for fewer than two.
 template <int W>
 constexpr int kTermSums = W == 16 ? 24 : 12;
+template <int W>
+constexpr int kWideTermSums = W == 16 ? 24 : 8;
 template <int Terms>
 constexpr std::int64_t kTermTileRows = Terms == 1 ? 6 : 4;
 
@@ -44,6 +47,11 @@ inline std::int64_t element_bytes(DType dtype) { return dtype == DType::f32 ? 4 
 
 inline const char* element(const void* data, DType dtype, std::int64_t at) {
   return static_cast<const char*>(data) + at * element_bytes(dtype);
+}
+
+// Where the weights of `output` begin; not of codes.
+inline const char* weight_row(const LinearWeight& weight, std::int64_t output) {
+  return static_cast<const char*>(weight.data) + output * weight.row_stride * (weight.format == WeightFormat::f32 ? 4 : 2);
 }
 
 // Bytes of `outputs` outputs' codes, over all inputs.

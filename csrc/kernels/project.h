@@ -176,7 +176,7 @@ auto with_project_worker(const ProjectParams& p, Use use) {
 
 template <int W>
 std::int64_t project_scratch(const ProjectParams& p) {
-  const std::int64_t few = FewTokens<W, float>::floats(p);
+  const std::int64_t few = project_few_scratch<W>(p);
   const std::int64_t tiles = with_project_worker<W>(p, [&]<typename Worker>() { return Worker::floats(p); });
   return few > tiles ? few : tiles;
 }

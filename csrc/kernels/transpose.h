@@ -48,6 +48,17 @@ template <int W, int... I>
   a = first;
 }
 
+template <int W, int... I>
+[[gnu::always_inline]] inline typename Simd<W>::F swap_neighbours(typename Simd<W>::F value, Numbers<I...>) {
+  return __builtin_shufflevector(value, value, (I ^ 1)...);
+}
+
+// Lanes 1, 0, 3, 2, and so on.
+template <int W>
+[[gnu::always_inline]] inline typename Simd<W>::F swap_neighbours(typename Simd<W>::F value) {
+  return swap_neighbours<W>(value, typename Counting<W>::type{});
+}
+
 // 2 * W neighbours, a and then b, become those at even places and those at odd ones.
 template <int W>
 [[gnu::always_inline]] inline void part(typename Simd<W>::F& a, typename Simd<W>::F& b) {

@@ -5,19 +5,22 @@ Made from lengths alone, once per step. Knows no tensors of the model; the recor
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
+
+from latentkv.cache.batch import integers
 
 # Rows (token and head) that the kernel computes together: csrc/kernels.
 TILE_ROWS = 64
 # Contexts are cut at multiples of this: whole chunks of the kernel, which are of 48 tokens, on matrix tiles of 64.
 CUT_TOKENS = 192
-# A range of context this short is not worth the merge.
+# A range of context this short is not worth the merge,
 LEAST_TOKENS = 3 * CUT_TOKENS
+# unless it keeps a thread busy that would have nothing to do: then this short, and cut at multiples of
+LEAST_IDLE_TOKENS = 64
+IDLE_CUT_TOKENS = 16
 # More items than threads: the last to finish is then late by little.
 ITEMS_PER_THREAD = 4
 # What one context token costs besides its rows, in rows: reading and widening it.
@@ -127,19 +130,21 @@ def _tiles(sequence: int, group: int, heads: int, query_len: int, context_len: i
 
 
 def _pieces(tile: _Tile, share: int, threads: int) -> list[tuple[int, int]]:
-    most = max(1, tile.seen // LEAST_TOKENS)
-    count = 1 if threads == 1 else min(most, -(-tile.cost // share))
-    return _cut(tile, count)
+    if threads == 1:
+        return _cut(tile, 1, CUT_TOKENS)
+    usual = max(1, min(tile.seen // LEAST_TOKENS, -(-tile.cost // share)))
+    for_all = min(tile.seen // LEAST_IDLE_TOKENS, -(-tile.cost // (share * ITEMS_PER_THREAD)))
+    return _cut(tile, usual, CUT_TOKENS) if usual >= for_all else _cut(tile, for_all, IDLE_CUT_TOKENS)
 
 
 def _fixed_pieces(tile: _Tile, tiles: int) -> list[tuple[int, int]]:
-    return _cut(tile, max(1, min(tile.seen // FIXED_TOKENS, FIXED_PIECES // tiles)))
+    return _cut(tile, max(1, min(tile.seen // FIXED_TOKENS, FIXED_PIECES // tiles)), CUT_TOKENS)
 
 
-def _cut(tile: _Tile, count: int) -> list[tuple[int, int]]:
-    """`count` ranges of whole chunks; the last also holds what only a call without causal mask sees."""
-    parts = -(-tile.seen // CUT_TOKENS)
-    cuts = [parts * i // count * CUT_TOKENS for i in range(count)]
+def _cut(tile: _Tile, count: int, step: int) -> list[tuple[int, int]]:
+    """`count` ranges of whole steps; the last also holds what only a call without causal mask sees."""
+    parts = -(-tile.seen // step)
+    cuts = [parts * i // count * step for i in range(count)]
     return list(zip(cuts, [*cuts[1:], tile.context], strict=True))
 
 
@@ -151,6 +156,4 @@ def _count_by_sequence(tiles: Iterable[_Tile]) -> dict[int, int]:
 
 
 def _records(rows: Sequence[tuple[int, ...]], width: int) -> Tensor:
-    if not rows:
-        return torch.empty(0, width, dtype=torch.int64)
-    return torch.frombuffer(array("q", [value for row in rows for value in row]), dtype=torch.int64).view(-1, width)
+    return integers(value for row in rows for value in row).view(-1, width)

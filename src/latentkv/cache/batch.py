@@ -7,8 +7,9 @@ Built from plain Python lists by the engine; knows no model.
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
@@ -20,6 +21,8 @@ from latentkv.errors import ShapeError, sentence
 
 # A page-table slot that no token uses holds this, so that reading it fails loudly instead of reading page 0.
 UNUSED_PAGE = 2**31 - 1
+
+_TYPE_CODES = {torch.int64: "q", torch.int32: "i"}
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class Batch:
             return None
         return replace(
             self,
-            query_start=torch.tensor([0, *accumulate(counts)], dtype=torch.int64),
+            query_start=integers([0, *accumulate(counts)]),
             positions=self.positions[rows],
             slots=self.slots[rows],
         )
@@ -107,15 +110,21 @@ class Batch:
             slots.extend(table[p // page_tokens] * page_tokens + p % page_tokens for p in new)
             query_start.append(query_start[-1] + query)
         width = max((len(table) for table in pages), default=0)
-        padded = [[*table, *[UNUSED_PAGE] * (width - len(table))] for table in pages]
+        padded = [page for table in pages for page in (*table, *[UNUSED_PAGE] * (width - len(table)))]
         return Batch(
-            query_start=torch.tensor(query_start, dtype=torch.int64),
-            context_len=torch.tensor(list(context_lens), dtype=torch.int64),
-            page_table=torch.tensor(padded, dtype=torch.int32).reshape(len(pages), width),
-            positions=torch.tensor(positions, dtype=torch.int64),
-            slots=torch.tensor(slots, dtype=torch.int64),
+            query_start=integers(query_start),
+            context_len=integers(context_lens),
+            page_table=integers(padded, torch.int32).view(len(pages), width),
+            positions=integers(positions),
+            slots=integers(slots),
             page_tokens=page_tokens,
         )
+
+
+def integers(values: Iterable[int], dtype: torch.dtype = torch.int64) -> Tensor:
+    """A tensor [n] of these numbers, int64 or int32, in a fraction of `torch.tensor`'s time."""
+    numbers = array(_TYPE_CODES[dtype], values)
+    return torch.frombuffer(numbers, dtype=dtype) if numbers else torch.empty(0, dtype=dtype)
 
 
 def _check_sequence(index: int, query: int, context: int, room: int) -> None:

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from latentkv.cache.batch import Batch
+from latentkv.cache.batch import Batch, integers
 from latentkv.cache.latent import LatentCache
 from latentkv.engine.state import Step
 from latentkv.geometry import Geometry
@@ -62,8 +62,8 @@ def run_step(model: Model, cache: LatentCache, step: Step) -> Tensor:
     token_ids = [token for chunk in step.chunks for token in chunk.token_ids]
     with torch.inference_mode():
         return model.forward(
-            torch.tensor(token_ids, dtype=torch.int64, device=model.device),
+            integers(token_ids).to(model.device),
             batch,
             cache,
-            logit_rows=torch.tensor(step.logit_rows, dtype=torch.int64, device=model.device),
+            logit_rows=integers(step.logit_rows).to(model.device),
         )

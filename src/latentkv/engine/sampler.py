@@ -75,16 +75,18 @@ def sample(logits: Tensor, rows: Sequence[Row]) -> list[Sampled]:
 
     Raises FloatingPointError when a row contains NaN or infinity: whatever came out would be noise.
     """
+    chosen, largest = _largest(logits)
     # Where NaN counts as the largest, as it does here, the largest logit tells of all.
-    likeliest = _largest(logits)
-    if not all(math.isfinite(value) for value in logits.gather(1, likeliest[:, None]).view(-1).tolist()):
+    if not all(math.isfinite(value) for value in largest):
         raise FloatingPointError("the model's logits contain NaN or infinity")
     adjusted = _adjust(logits, rows)
-    tokens = likeliest if adjusted is logits else _largest(adjusted)
+    if adjusted is not logits:
+        chosen, _ = _largest(adjusted)
     drawn = [index for index, row in enumerate(rows) if not row.params.greedy]
     if drawn:
-        tokens[drawn] = _draw(probabilities(adjusted[drawn], [rows[i].params for i in drawn]), [rows[i] for i in drawn])
-    chosen = tokens.tolist()
+        chances = probabilities(adjusted[drawn], [rows[i].params for i in drawn])
+        for index, token in zip(drawn, _draw(chances, [rows[i] for i in drawn]).tolist(), strict=True):
+            chosen[index] = token
     for token, row in zip(chosen, rows, strict=True):
         if row.constraint is not None:
             row.constraint.advance(token)
@@ -113,10 +115,15 @@ def probabilities(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
     return chances / chances.sum(dim=-1, keepdim=True)
 
 
-def _largest(logits: Tensor) -> Tensor:
-    """The id of the largest of each row, [M] int64: the first of equal ones, and of NaN before all others."""
+def _largest(logits: Tensor) -> tuple[list[int], list[float]]:
+    """The largest of each row [M, vocab] and its id: the first of equal ones, and NaN before all others."""
+    if logits.device.type != "cpu":
+        values, ids = logits.max(dim=-1)
+        return ids.tolist(), values.tolist()
     # torch looks at one number after the other, a fiftieth of a decode step of a small model.
-    return torch.from_numpy(logits.numpy().argmax(axis=-1)) if logits.device.type == "cpu" else logits.argmax(dim=-1)
+    numbers = logits.numpy()
+    largest = numbers.argmax(axis=-1).tolist()
+    return largest, [numbers.item(row, token) for row, token in enumerate(largest)]
 
 
 def _leading_only(scaled: Tensor, top_k: int, top_p: float) -> Tensor:

@@ -214,7 +214,8 @@ class Model:
                 layer = self.layers[index]
                 hidden = layer.feed(hidden, step) if second else layer.attend(hidden, step, cache.layer(index))
                 half += 1
-        return hidden[logit_rows]
+        # A decode step wants all rows.
+        return hidden if len(hidden) == len(logit_rows) == 1 else hidden[logit_rows]
 
     def _through_last_layer(self, hidden: Tensor, step: Step, cache: LatentCache, logit_rows: Tensor) -> Tensor:
         """The last layer's output of `logit_rows` [M, hidden]: of all others it computes what the cache keeps."""

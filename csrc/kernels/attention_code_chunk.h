@@ -99,7 +99,8 @@ class CodeChunk {
   std::int64_t steps(const CodeQuery<W>& query, std::int64_t width) const {
     std::int64_t steps = 0;
     for (const Panel& panel : query) {
-      steps += panel.vectors == 0 ? kChunk : kChunk / tokens_of(panel) * ((width + kStrip - 1) / kStrip) * (kStripWords / kStepColumns);
+      const std::int64_t strips = (width + kStrip - 1) / kStrip;
+      steps += panel.vectors == 0 ? kChunk : kChunk / tokens_of(panel) * strips * (kStripWords / kStepColumns);
     }
     return steps;
   }
@@ -107,9 +108,12 @@ class CodeChunk {
   static int tokens_of(const Panel& panel) { return panel.vectors == 2 ? Tile<W>::pair_tokens : Tile<W>::single_tokens; }
 
   void dot_span(const CodeQuery<W>& query, std::int64_t span, std::int64_t count, Ahead& ahead) const {
-    if (codes_.format == CodeFormat::fp8) return dot_codes<kCodeUnit>(query, span, rows_.long_words(span * kCodeUnit), count, ahead);
-    query.span() == kCodeUnit ? dot_bytes<kCodeUnit>(query, span, count, ahead)
-                              : dot_bytes<2 * kCodeUnit>(query, span, count, ahead);
+    if (codes_.format == CodeFormat::fp8) {
+      dot_codes<kCodeUnit>(query, span, rows_.long_words(span * kCodeUnit), count, ahead);
+    } else {
+      query.span() == kCodeUnit ? dot_bytes<kCodeUnit>(query, span, count, ahead)
+                                : dot_bytes<2 * kCodeUnit>(query, span, count, ahead);
+    }
   }
 
   template <int Span>
@@ -125,7 +129,8 @@ class CodeChunk {
   }
 
   template <int Span>
-  void dot_codes(const CodeQuery<W>& query, std::int64_t span, const std::uint32_t* keys, std::int64_t count, Ahead& ahead) const {
+  void dot_codes(const CodeQuery<W>& query, std::int64_t span, const std::uint32_t* keys, std::int64_t count,
+                 Ahead& ahead) const {
     for (const Panel& panel : query) {
       if (panel.vectors == 2) dot_panel<Span, Tile<W>::pair_tokens, 2>(query, panel, span, keys, count, ahead);
       if (panel.vectors == 1) dot_panel<Span, Tile<W>::single_tokens, 1>(query, panel, span, keys, count, ahead);

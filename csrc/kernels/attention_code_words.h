@@ -94,10 +94,10 @@ class WordReader {
   bool is_packed() const { return codes_.format == CodeFormat::int6 || codes_.format == CodeFormat::int4; }
 
   // 8 times the numbers that codes stand for, to nearest: (8 + fraction) * 2**(exponent - 7), where exponents of 0 have no 8
-  // and count as 1. AVX2 has no shifts by words: it looks up both bytes of the power.
+  // and count as 1. AVX2 has no shifts by words: it goes by float16 and float32.
   [[gnu::always_inline]] static I16 e4m3(const char* from) {
 #if defined(__AVX2__)
-    if constexpr (W == 8) return e4m3_by_tables(from);
+    if constexpr (W == 8) return e4m3_by_floats(from);
 #endif
     const U16 code = unsigned_words(from), exponent = code >> 3 & 15, is_normal = (U16)(exponent != 0);
     const U16 size = ((code & 7) | (is_normal & 8)) << 9, power = (U16{} + 1) << (exponent - (is_normal & 1));
@@ -107,19 +107,13 @@ class WordReader {
   }
 
 #if defined(__AVX2__)
-  // Signed sizes are upper bytes of words: sums of bytes, doubled, are 512 times what a word of them is to be.
-  [[gnu::always_inline]] static I16 e4m3_by_tables(const char* from) {
-    const __m128i code = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)), seven = _mm_set1_epi8(7);
-    const __m128i normal = _mm_or_si128(_mm_and_si128(code, seven), _mm_set1_epi8(8));
-    const __m128i size = _mm_min_epu8(_mm_and_si128(code, _mm_set1_epi8(127)), normal);
-    const __m128i number = _mm_sign_epi8(_mm_add_epi8(size, size), code);
-    const __m128i exponent = _mm_and_si128(_mm_srli_epi16(code, 3), _mm_set1_epi8(15));
-    const __m128i low = _mm_shuffle_epi8(_mm_setr_epi8(1, 1, 2, 4, 8, 16, 32, 64, -128, 0, 0, 0, 0, 0, 0, 0), exponent);
-    const __m128i high = _mm_shuffle_epi8(_mm_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 4, 8, 16, 32, 64), exponent);
-    const __m128i zero = _mm_setzero_si128();
-    const __m128i first = _mm_mulhrs_epi16(_mm_unpacklo_epi8(zero, number), _mm_unpacklo_epi8(low, high));
-    const __m128i second = _mm_mulhrs_epi16(_mm_unpackhi_epi8(zero, number), _mm_unpackhi_epi8(low, high));
-    return (I16)_mm256_set_m128i(second, first);
+  // float16 has the bits of fp8 further up, for numbers 2**8 times smaller.
+  [[gnu::always_inline]] static I16 e4m3_by_floats(const char* from) {
+    const auto half = (__m256i)((signed_words(from) << 7) & (std::int16_t)0xbfff);
+    const __m256 unit = _mm256_set1_ps(8 * 256.0f);
+    const __m256 low = _mm256_cvtph_ps(_mm256_castsi256_si128(half)), high = _mm256_cvtph_ps(_mm256_extracti128_si256(half, 1));
+    const __m256i first = _mm256_cvtps_epi32(low * unit), last = _mm256_cvtps_epi32(high * unit);
+    return (I16)_mm256_permute4x64_epi64(_mm256_packs_epi32(first, last), 0xd8);
   }
 #endif
 

@@ -175,9 +175,10 @@ auto with_worker(const AttentionParams& p, Use use) {
     using OfBf16 = TileOrVectorWorker<AttentionWorker<16, bf16, VectorEngine<16>>, AttentionWorker<16, bf16, TileEngine>>;
     using OfBytes = TileOrVectorWorker<AttentionWorker<16, Coded, CodeEngine<16>>, AttentionWorker<16, Coded, TileByteEngine>>;
     using OfCodes = TileOrVectorWorker<AttentionWorker<16, Coded, CodeEngine<16>>, AttentionWorker<16, Coded, TileCodeEngine>>;
+    using Exactly = TileOrVectorWorker<AttentionWorker<16, Coded, VectorEngine<16>>, AttentionWorker<16, Coded, TileCodeEngine>>;
     if (TileChunk::suits(p)) return use.template operator()<OfBf16>();
     if (TileByteChunk::suits(p)) return use.template operator()<OfBytes>();
-    if (TileCodeChunk::suits(p)) return use.template operator()<OfCodes>();
+    if (TileCodeChunk::suits(p)) return p.integer ? use.template operator()<OfCodes>() : use.template operator()<Exactly>();
   }
   if constexpr (Dot<W>::kPairs) {
     if (CodeChunk<W>::suits(p)) return use.template operator()<AttentionWorker<W, Coded, CodeEngine<W>>>();

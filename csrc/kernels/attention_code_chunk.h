@@ -1,5 +1,5 @@
 // One chunk of context whose latents are codes, on products of int16: what Chunk computes. The scales are applied apart: to
-// the scores of 64 columns, and to the weights before they become words. Only the RoPE part is float32.
+// the scores of a span of columns, and to the weights before they become words. Only the RoPE part is float32.
 #pragma once
 
 #include <omp.h>
@@ -14,7 +14,6 @@ class CodeChunk {
   using S = Simd<W>;
   using F = typename S::F;
   using U = typename S::U;
-  using I16 = typename WordReader<W>::I16;
 
  public:
   static constexpr std::int64_t kTokens = kChunk;
@@ -30,19 +29,18 @@ class CodeChunk {
            (reads_fp8 || p.codes.format != CodeFormat::fp8);
   }
 
-  static std::int64_t floats(const AttentionParams& p) { return kOwn + FewRows<W>::floats(p); }
+  static std::int64_t floats(const AttentionParams& p) { return kOwn + FewRows<W>::kFloats + CodeRows<W>::floats(p.codes); }
 
   CodeChunk(const AttentionParams& p, float* memory)
       : codes_(p.codes),
-        reader_(p.codes),
         strip_(memory),
         scores_(strip_ + kChunk * kStrip),
         shrink_(scores_ + kChunk * kRows),
         words_(reinterpret_cast<std::uint32_t*>(shrink_ + kRows)),
-        weights_(words_ + kChunk * kStripWords),
+        weights_(words_ + kChunk * kCodeUnit),
         units_(reinterpret_cast<float*>(weights_ + kChunkPairs * kRows)),
-        scales_(units_ + kRows),
-        few_(p, reader_, memory + kOwn) {}
+        rows_(p.codes, memory + kOwn + FewRows<W>::kFloats),
+        few_(p, rows_, memory + kOwn) {}
 
   float* scores() const { return scores_; }
   float* shrink() const { return shrink_; }
@@ -51,40 +49,34 @@ class CodeChunk {
   void dot(const CodeQuery<W>& query, const char* const* rows, std::int64_t count, std::int64_t, std::int64_t width,
            Ahead& ahead) {
     ahead.spread(kAskedByDot, steps(query, width));
-    const bool is_wide = query.begin()->vectors > 0;
-    goes_narrow_ = !is_wide;
-    for (std::int64_t t = 0; t < kChunk; ++t) __builtin_memset(scores_ + t * kRows, 0, (is_wide ? kRows : W) * sizeof(float));
-    if (is_wide) {
-      for (std::int64_t strip = 0; strip < query.code_strips(); ++strip) {
-        reader_.with_format([&]<CodeFormat Format>() { write_words<Format>(strip, rows, count); });
-        dot_codes(query, strip, count, ahead);
-      }
+    goes_narrow_ = query.begin()->vectors == 0;
+    rows_.take(rows, count);
+    if (!goes_narrow_) {
+      clear_scores(query, 0, count);
+      for (std::int64_t span = 0; span < query.spans(); ++span) dot_span(query, span, count, ahead);
       for (std::int64_t from = codes_.width; from < width; from += kStrip) {
         dot_rope(query, from, from + kStrip < width ? from + kStrip : width, rows, count, ahead);
       }
     }
-    if ((query.end() - 1)->vectors > 0) return;
-    few_.take(rows, count);
     for (const Panel& panel : query) {
-      if (panel.vectors > 0) continue;
-      few_.dot(panel.q, query.stride(), panel.rows, query.code_strips() > 0, width, scores_ + panel.first_row, ahead);
+      if (panel.vectors == 0) few_.dot(query, panel, rows, count, width, scores_, ahead);
     }
+    clear_scores(query, count, round_up(count, 2 * kStepTerms));  // no weights beyond the context
   }
 
   template <typename T>
-  void sum(const Partial& result, std::int64_t row_count, const char* const* rows, std::int64_t count, std::int64_t,
-           std::int64_t width, Ahead& ahead) const {
-    const std::int64_t blocks = (row_count + Tile<W>::sum_rows - 1) / Tile<W>::sum_rows;
+  void sum(const Partial& result, std::int64_t row_count, const char* const*, std::int64_t count, std::int64_t,
+           std::int64_t width, Ahead& ahead) {
     if (goes_narrow_ && row_count <= FewRows<W>::kMostSummed) {
-      ahead.spread(100 - kAskedByDot, result.strips * (kChunk / kStepTerms));
-      return few_.sum(result, row_count, scores_, shrink_, ahead);
+      ahead.spread(100 - kAskedByDot, width / FewRows<W>::columns(row_count) * (kChunkPairs / kStepTerms));
+      return few_.sum(result, row_count, scores_, count, shrink_, ahead);
     }
-    ahead.spread(100 - kAskedByDot, blocks * result.strips * (kChunkPairs / kStepTerms));
+    const std::int64_t blocks = (row_count + Tile<W>::sum_rows - 1) / Tile<W>::sum_rows;
+    ahead.spread(100 - kAskedByDot, blocks * result.strips * (kStrip / (Tile<W>::sum_vectors * W)));
     for (std::int64_t d = 0; d < width; d += kStrip) {
-      reader_.with_format([&]<CodeFormat Format>() { pair_values<Format>(rows, count, d); });
-      if (d % codes_.group == 0 || codes_.format == CodeFormat::fp8) {
-        cut_weights(row_count, count);
-      }
+      const bool are_long = codes_.format == CodeFormat::fp8;
+      are_long ? pair_values<true>(d, count) : pair_values<false>(d, count);
+      if (d % codes_.group == 0) cut_weights(row_count, count, rows_.scales(d / span_of(codes_)));
       sum_strip(result.at(0, d), row_count, (count + 1) / 2, ahead);
     }
   }
@@ -94,7 +86,15 @@ class CodeChunk {
   static constexpr std::int64_t kAskedByDot = 55;
 
   static constexpr std::int64_t kOwn =
-      kChunk * kStrip + kChunk * kRows + kRows + kChunk * kStripWords + kChunkPairs * kRows + kRows + kChunk;
+      kChunk * kStrip + kChunk * kRows + kRows + kChunk * kCodeUnit + kChunkPairs * kRows + kRows;
+
+  void clear_scores(const CodeQuery<W>& query, std::int64_t begin, std::int64_t end) const {
+    const Panel& last = *(query.end() - 1);
+    const std::int64_t lanes = round_up(last.first_row + last.rows, W);
+    for (std::int64_t t = begin; t < end; ++t) {
+      for (std::int64_t row = 0; row < lanes; row += W) S::store(scores_ + t * kRows + row, S::zero());
+    }
+  }
 
   std::int64_t steps(const CodeQuery<W>& query, std::int64_t width) const {
     std::int64_t steps = 0;
@@ -107,38 +107,43 @@ class CodeChunk {
 
   static int tokens_of(const Panel& panel) { return panel.vectors == 2 ? Tile<W>::pair_tokens : Tile<W>::single_tokens; }
 
-  // The words of columns 64 * strip ... + 63 and their scales, those beyond `count` 0.
-  template <CodeFormat Format>
-  void write_words(std::int64_t strip, const char* const* rows, std::int64_t count) const {
-    const std::int64_t first = strip * kStrip, group = first / codes_.group;
-    char copied[kCodeUnit];
+  void dot_span(const CodeQuery<W>& query, std::int64_t span, std::int64_t count, Ahead& ahead) const {
+    if (codes_.format == CodeFormat::fp8) {
+      dot_codes<kCodeUnit>(query, span, rows_.long_words(span * kCodeUnit), count, ahead);
+    } else {
+      query.span() == kCodeUnit ? dot_bytes<kCodeUnit>(query, span, count, ahead)
+                                : dot_bytes<2 * kCodeUnit>(query, span, count, ahead);
+    }
+  }
+
+  template <int Span>
+  void dot_bytes(const CodeQuery<W>& query, std::int64_t span, std::int64_t count, Ahead& ahead) const {
     for (std::int64_t t = 0; t < count; ++t) {
-      const CodeUnit unit = reader_.find(rows[t], first, copied);
-      scales_[t] = reader_.template scale<Format>(rows[t], group, unit);
 #pragma GCC unroll 8
-      for (int i = 0; i < kStrip; i += 2 * W) {
-        const I16 words = WordReader<W>::template words<Format>(unit, i);
-        __builtin_memcpy(words_ + t * kStripWords + i / 2, &words, sizeof words);
+      for (int i = 0; i < Span; i += 2 * W) {
+        const auto words = rows_.template words<false>(t, span * Span, i);
+        __builtin_memcpy(words_ + (t * Span + i) / 2, &words, sizeof words);
       }
     }
-    for (std::int64_t t = count; t < kChunk; ++t) scales_[t] = 0.0f;
+    dot_codes<Span>(query, span, words_, count, ahead);
   }
 
-  void dot_codes(const CodeQuery<W>& query, std::int64_t strip, std::int64_t count, Ahead& ahead) const {
+  template <int Span>
+  void dot_codes(const CodeQuery<W>& query, std::int64_t span, const std::uint32_t* keys, std::int64_t count,
+                 Ahead& ahead) const {
     for (const Panel& panel : query) {
-      const std::uint32_t* q = query.words(panel, strip);
-      const float* units = query.units(strip) + panel.first_row;
-      if (panel.vectors == 2) dot_panel<Tile<W>::pair_tokens, 2>(panel, q, units, count, ahead);
-      if (panel.vectors == 1) dot_panel<Tile<W>::single_tokens, 1>(panel, q, units, count, ahead);
+      if (panel.vectors == 2) dot_panel<Span, Tile<W>::pair_tokens, 2>(query, panel, span, keys, count, ahead);
+      if (panel.vectors == 1) dot_panel<Span, Tile<W>::single_tokens, 1>(query, panel, span, keys, count, ahead);
     }
   }
 
-  template <int Tokens, int Vectors>
-  void dot_panel(const Panel& panel, const std::uint32_t* q, const float* units, std::int64_t count,
-                 Ahead& ahead) const {
+  template <int Span, int Tokens, int Vectors>
+  void dot_panel(const CodeQuery<W>& query, const Panel& panel, std::int64_t span, const std::uint32_t* keys,
+                 std::int64_t count, Ahead& ahead) const {
+    const std::uint32_t* q = query.words(panel) + span * (Span / 2) * Vectors * W;
     for (std::int64_t t = 0; t < count; t += Tokens) {
-      float* scores = scores_ + t * kRows + panel.first_row;
-      dot_words<W, Tokens, Vectors>(q, words_ + t * kStripWords, units, scales_ + t, scores, ahead);
+      dot_words<W, Span, Tokens, Vectors>(q, keys + t * (Span / 2), query.units(span) + panel.first_row, rows_.scales(span) + t,
+                                          scores_ + t * kRows + panel.first_row, ahead);
     }
   }
 
@@ -167,38 +172,33 @@ class CodeChunk {
 
   const bf16* rope(const char* row) const { return reinterpret_cast<const bf16*>(row + codes_.rope_offset); }
 
-  // Weights times scales, as words in a unit for each row.
-  void cut_weights(std::int64_t row_count, std::int64_t count) const {
+  // Weights times the scales of a group, as words in a unit for each row; whole steps of pairs.
+  void cut_weights(std::int64_t row_count, std::int64_t count, const float* scales) const {
     for (std::int64_t row = 0; row < row_count; row += W) {
       const float* weights = scores_ + row;
-      const auto of = [&](std::int64_t t) { return S::load(weights + t * kRows) * S::broadcast(scales_[t]); };
+      const auto of = [&](std::int64_t t) { return S::load(weights + t * kRows) * S::broadcast(scales[t]); };
       const WordUnit<W> unit(most_word(codes_), count, of);
       S::store(units_ + row, unit.unit());
-      for (std::int64_t t = 0; t < count; t += 2) {
-        const U both = unit.words(of(t), t + 1 < count ? of(t + 1) : S::zero());
+      for (std::int64_t t = 0; t < round_up(count, 2 * kStepTerms); t += 2) {
+        const U both = unit.words(of(t), of(t + 1));
         __builtin_memcpy(weights_ + t / 2 * kRows + row, &both, sizeof both);
       }
     }
   }
 
-  // The words of columns `first` ... + 63, of two tokens side by side, and their scales, those beyond `count` 0.
-  template <CodeFormat Format>
-  void pair_values(const char* const* rows, std::int64_t count, std::int64_t first) const {
-    const std::int64_t group = first / codes_.group;
-    char copied[2][kCodeUnit];
+  // The words of columns d ... + 63, of two tokens side by side.
+  template <bool AreLong>
+  void pair_values(std::int64_t d, std::int64_t count) const {
     std::uint32_t* to = words_;
     for (std::int64_t t = 0; t < count; t += 2, to += kStrip) {
-      const char* odd_row = rows[t + 1 < count ? t + 1 : t];
-      const CodeUnit even = reader_.find(rows[t], first, copied[0]), odd = reader_.find(odd_row, first, copied[1]);
-      scales_[t] = reader_.template scale<Format>(rows[t], group, even);
-      scales_[t + 1] = reader_.template scale<Format>(odd_row, group, odd);
 #pragma GCC unroll 8
       for (int i = 0; i < kStrip; i += 2 * W) {
-        pair_up<W>(WordReader<W>::template words<Format>(even, i), WordReader<W>::template words<Format>(odd, i), to + i,
-                   typename Counting<2 * W>::type{});
+        auto low = rows_.template words<AreLong>(t, d, i), high = rows_.template words<AreLong>(t + 1, d, i);
+        interleave<W>(low, high);
+        __builtin_memcpy(to + i, &low, sizeof low);
+        __builtin_memcpy(to + i + W, &high, sizeof high);
       }
     }
-    for (std::int64_t t = count; t < kChunk; ++t) scales_[t] = 0.0f;
   }
 
   void sum_strip(float* out, std::int64_t row_count, std::int64_t pairs, Ahead& ahead) const {
@@ -228,10 +228,10 @@ class CodeChunk {
   }
 
   const RowCodes& codes_;
-  const WordReader<W> reader_;
   float *strip_, *scores_, *shrink_;
-  std::uint32_t *words_, *weights_;
-  float *units_, *scales_;
+  std::uint32_t *words_, *weights_;  // words_: keys of a span, or values
+  float* units_;
+  CodeRows<W> rows_;
   FewRows<W> few_;
   bool goes_narrow_ = false;
 };

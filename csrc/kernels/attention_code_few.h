@@ -1,224 +1,155 @@
-// Few rows against a chunk of codes: columns in the lanes, codes widened to float32 in registers, straight from the cache. Scales
-// are applied to the scores of a group, and to the weights before the sum. Packed codes become bytes first, once.
+// Few rows against a chunk of codes: columns in the lanes, words straight from codes.
 #pragma once
 
-#include "kernels/attention_code_words.h"
+#include "kernels/attention_code_rows.h"
+#include "kernels/attention_code_tiles.h"
 #include "kernels/attention_partial.h"
 
 namespace latentkv::LATENTKV_ISA {
-
-// The numbers of 64 packed codes as bytes: odd, -63 to 63 or -15 to 15.
-template <CodeFormat Format>
-[[gnu::always_inline]] inline void unpack_codes(CodeUnit unit, char* to) {
-  using Half = Lanes<std::uint8_t, 32>::type;
-  using HalfWords = Lanes<std::uint16_t, 16>::type;
-  using Shifts = Lanes<std::uint32_t, 8>::type;
-  constexpr std::uint8_t middle = Format == CodeFormat::int6 ? 63 : 15;
-  constexpr Shifts up{4, 4, 4, 4, 2, 2, 2, 2}, down{0, 0, 0, 0, 2, 2, 2, 2};
-  Half both, twice{};
-  __builtin_memcpy(&both, unit.codes, sizeof both);
-  if constexpr (Format == CodeFormat::int6) {
-    char pairs[32];
-    __builtin_memcpy(pairs, unit.high, 16);
-    __builtin_memcpy(pairs + 16, unit.high, 16);
-    __builtin_memcpy(&twice, pairs, sizeof twice);
-  }
-#pragma GCC unroll 2
-  for (int half = 0; half < 2; ++half) {  // what a shift brings in from the neighbouring byte is masked
-    Half code = (half == 0 ? both : (Half)((HalfWords)both >> 4)) & 15;
-    if constexpr (Format == CodeFormat::int6) code |= (Half)(half == 0 ? (Shifts)twice << up : (Shifts)twice >> down) & 0x30;
-    code = code + code - middle;
-    __builtin_memcpy(to + half * 32, &code, sizeof code);
-  }
-}
 
 template <int W>
 class FewRows {
   using S = Simd<W>;
   using F = typename S::F;
+  using D = Dot<W>;
 
  public:
   static constexpr std::int64_t kMostSummed = 2;
+  static constexpr std::int64_t kFloats = kMostSummed * (kMostTokens + kMostTokens / 2);
 
-  static std::int64_t floats(const AttentionParams& p) {
-    return groups(p.codes) * kChunk + kMostSummed * kChunk + kChunk * round_up(p.codes.width, kCodeUnit) / 4;
-  }
-
-  FewRows(const AttentionParams& p, const WordReader<W>& reader, float* memory)
+  FewRows(const AttentionParams& p, const CodeRows<W>& codes, float* memory)
       : layout_(p.codes),
-        reader_(reader),
-        padded_(round_up(p.codes.width, kCodeUnit)),
-        scales_(memory),
-        weights_(scales_ + groups(p.codes) * kChunk),
-        staged_(reinterpret_cast<char*>(weights_ + kMostSummed * kChunk)) {}
+        codes_(codes),
+        turned_(memory),
+        weights_(reinterpret_cast<std::uint32_t*>(turned_ + kMostSummed * kMostTokens)) {}
 
-  // The rows that scores and sums are of.
-  void take(const char* const* rows, std::int64_t count) {
-    rows_ = rows;
-    count_ = count;
-    reader_.with_format([&]<CodeFormat Format>() {
-      for (std::int64_t t = 0; t < count; ++t) take_row<Format>(t);
+  // scores[token][row] of a panel without rows in the lanes.
+  void dot(const CodeQuery<W>& query, const Panel& panel, const char* const* rows, std::int64_t count, std::int64_t width,
+           float* scores, Ahead& ahead) const {
+    with_rows<4>(panel.rows, [&]<bool AreLong, int Rows>() {
+      const bool is_single = query.span() == kCodeUnit;
+      for (std::int64_t t = 0; t < count; ++t) {
+        F sum[Rows] = {};
+        AreLong || is_single ? dot_codes<AreLong, kCodeUnit>(query, panel, t, sum)
+                             : dot_codes<AreLong, 2 * kCodeUnit>(query, panel, t, sum);
+        dot_rope<Rows>(panel.q, query.stride(), rows[t], width, sum);
+        for (int r = 0; r < Rows; ++r) scores[t * kRows + panel.first_row + r] = S::sum(sum[r]);
+        ahead.step();
+      }
     });
   }
 
-  // scores[token][row] of `row_count` (1, 2 or 4) rows; q is [rows][stride].
-  void dot(const float* q, std::int64_t stride, std::int64_t row_count, bool sees_codes, std::int64_t width, float* scores,
-           Ahead& ahead) const {
-    if (row_count == 4) return dot_rows<4>(q, stride, sees_codes, width, scores, ahead);
-    row_count == 2 ? dot_rows<2>(q, stride, sees_codes, width, scores, ahead)
-                   : dot_rows<1>(q, stride, sees_codes, width, scores, ahead);
-  }
+  // That are summed at once.
+  static constexpr int columns(std::int64_t row_count) { return row_count == 1 || W == 16 ? kStrip : kStrip / 2; }
 
   // result = result * shrink + weights · codes, of 1 or 2 rows; weights are [token][kRows].
-  void sum(const Partial& result, std::int64_t row_count, const float* weights, const float* shrink, Ahead& ahead) const {
-    row_count == 2 ? sum_rows<2>(result, weights, shrink, ahead) : sum_rows<1>(result, weights, shrink, ahead);
+  void sum(const Partial& result, std::int64_t row_count, const float* weights, std::int64_t count, const float* shrink,
+           Ahead& ahead) {
+    for (std::int64_t r = 0; r < row_count; ++r) {
+      for (std::int64_t t = 0; t < kChunk; ++t) turned_[r * kMostTokens + t] = t < count ? weights[t * kRows + r] : 0.0f;
+    }
+    with_rows<kMostSummed>(row_count, [&]<bool AreLong, int Rows>() {
+      constexpr int wide = columns(Rows);
+      const std::int64_t span = span_of(layout_);
+      for (std::int64_t d = 0; d < codes_.padded(); d += kStrip) {
+        if (d % layout_.group == 0) {
+          for (int r = 0; r < Rows; ++r) cut_weights(r, codes_.scales(d / span));
+        }
+        for (int i = 0; i < kStrip; i += wide) sum_columns<AreLong, Rows, wide>(result, d, i, (count + 1) / 2, shrink, ahead);
+      }
+    });
   }
 
  private:
-  static std::int64_t groups(const RowCodes& codes) { return (codes.width + codes.group - 1) / codes.group; }
-
-  template <CodeFormat Format>
-  void take_row(std::int64_t t) {
-    const char* row = rows_[t];
-    char* staged = staged_ + t * padded_;
-    constexpr bool packed = Format == CodeFormat::int6 || Format == CodeFormat::int4;
-    codes_[t] = packed || padded_ != layout_.width ? staged : row;
-    for (std::int64_t group = 0; group < groups(layout_); ++group) {
-      const float scale = reader_.stored_scale(row, group);
-      scales_[group * kChunk + t] = Format == CodeFormat::fp8 ? scale * 256.0f : scale;
+  // `use` with whether words are long and the number of rows (a power of two) as its template arguments.
+  template <int Most, typename Use>
+  void with_rows(std::int64_t row_count, Use use) const {
+    if constexpr (Most > 1) {
+      if (row_count < Most) return with_rows<Most / 2>(row_count, use);
     }
-    if (Format == CodeFormat::int8 && codes_[t] == row) return;
-    for (std::int64_t first = 0; first < padded_; first += kCodeUnit) {
-      if constexpr (packed) {
-        char unused[kCodeUnit];
-        unpack_codes<Format>(reader_.find(row, first, unused), staged + first);
-      } else if (codes_[t] == staged) {
-        __builtin_memset(staged + first, 0, kCodeUnit);
-        const std::int64_t left = layout_.width - first;
-        __builtin_memcpy(staged + first, row + first, left < kCodeUnit ? left : kCodeUnit);
-      }
-      if constexpr (Format == CodeFormat::fp8) {
-        if (WordReader<W>::has_nan(codes_[t] + first)) scales_[first / layout_.group * kChunk + t] = __builtin_nanf("");
-      }
-    }
-    // Packed codes have none for zero, and beyond the width queries have their RoPE part.
-    if constexpr (packed) __builtin_memset(staged + layout_.width, 0, padded_ - layout_.width);
+    layout_.format == CodeFormat::fp8 ? use.template operator()<true, Most>() : use.template operator()<false, Most>();
   }
 
-  // W numbers, of fp8 2**8 times smaller: float16 has its bits, further up.
-  template <bool IsFloat>
-  [[gnu::always_inline]] static F number(const char* from) {
-    if constexpr (IsFloat) return S::widen_f16((signed_halves(from) << 7) & 0xbfff);
-    typename Lanes<std::int8_t, W>::type bytes;
-    __builtin_memcpy(&bytes, from, sizeof bytes);
-#if defined(__AVX512F__)
-    if constexpr (W == 16) return (F)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)bytes));
-#endif
-#if defined(__AVX2__)
-    if constexpr (W == 8) {
-      return (F)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
-    }
-#endif
-    return __builtin_convertvector(bytes, F);
-  }
-
-  [[gnu::always_inline]] static typename S::H signed_halves(const char* from) {
-#if defined(__AVX512BW__)
-    if constexpr (W == 16) return (typename S::H)_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
-#endif
-#if defined(__AVX2__)
-    if constexpr (W == 8) return (typename S::H)_mm_cvtepi8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
-#endif
-    typename Lanes<std::int8_t, W>::type bytes;
-    __builtin_memcpy(&bytes, from, sizeof bytes);
-    return (typename S::H)__builtin_convertvector(bytes, typename Lanes<std::int16_t, W>::type);
-  }
-
-  template <int Rows>
-  void dot_rows(const float* q, std::int64_t stride, bool sees_codes, std::int64_t width, float* scores, Ahead& ahead) const {
-    for (std::int64_t t = 0; t < count_; ++t, scores += kRows) {
-      F sum[Rows] = {};
-      if (sees_codes) {
-        layout_.format == CodeFormat::fp8 ? dot_codes<true, Rows>(q, stride, t, sum) : dot_codes<false, Rows>(q, stride, t, sum);
-      }
-      const auto* key = reinterpret_cast<const bf16*>(rows_[t] + layout_.rope_offset) - layout_.width;
-      for (std::int64_t d = layout_.width; d < width; d += W) {
-        const F value = S::load(key + d);
-        for (int r = 0; r < Rows; ++r) sum[r] = S::fma(value, S::load(q + r * stride + d), sum[r]);
-      }
-      for (int r = 0; r < Rows; ++r) scores[r] = S::sum(sum[r]);
-      ahead.step();
-    }
-  }
-
-  template <bool IsFloat, int Rows>
-  [[gnu::always_inline]] void dot_codes(const float* q, std::int64_t stride, std::int64_t t, F (&sum)[Rows]) const {
-    const char* codes = codes_[t];
-    const char* const end = codes + padded_;
-    for (const float* scale = scales_ + t; codes < end; scale += kChunk) {
-      const char* const group_end = end - codes < layout_.group ? end : codes + layout_.group;
-      for (; codes < group_end; codes += kCodeUnit, q += kCodeUnit) {
-        F part[Rows] = {};
+  template <bool AreLong, int Span, int Rows>
+  [[gnu::always_inline]] void dot_codes(const CodeQuery<W>& query, const Panel& panel, std::int64_t t, F (&sum)[Rows]) const {
+    const std::uint32_t* q = query.words(panel);
+    const float *units = query.units(0) + panel.first_row, *scale = codes_.scales(0) + t;
+    for (std::int64_t d = 0; d < query.spans() * Span; d += Span, q += Span / 2, units += kRows, scale += kChunk) {
+      typename D::I part[Rows] = {};
 #pragma GCC unroll 16
-        for (int i = 0; i < kCodeUnit; i += W) {
-          const F value = number<IsFloat>(codes + i);
-          for (int r = 0; r < Rows; ++r) part[r] = S::fma(value, S::load(q + r * stride + i), part[r]);
-        }
-        for (int r = 0; r < Rows; ++r) sum[r] = S::fma(part[r], S::broadcast(*scale), sum[r]);
+      for (int i = 0; i < Span; i += 2 * W) {
+        const auto key = (typename D::U)codes_.template words<AreLong>(t, d, i);
+#pragma GCC unroll 4
+        for (int r = 0; r < Rows; ++r) add_now<W>(part[r], key, load_words<W>(q + r * query.row_words() + i / 2));
       }
+#pragma GCC unroll 4
+      for (int r = 0; r < Rows; ++r) sum[r] = S::fma(number_of<W>(part[r]), S::broadcast(*scale * units[r]), sum[r]);
     }
   }
 
   template <int Rows>
-  void sum_rows(const Partial& result, const float* weights, const float* shrink, Ahead& ahead) const {
-    constexpr int most = kStrip / W, wanted = Rows == 1 ? 8 : 4, vectors = wanted < most ? wanted : most;
-    for (std::int64_t d = 0; d < padded_; d += vectors * W) {
-      if (d % layout_.group == 0) scale_weights(weights, Rows, d / layout_.group);
-      layout_.format == CodeFormat::fp8 ? sum_columns<true, Rows, vectors>(result, d, shrink, ahead)
-                                        : sum_columns<false, Rows, vectors>(result, d, shrink, ahead);
-    }
-  }
-
-  // weights_ [row][kChunk]
-  void scale_weights(const float* weights, int row_count, std::int64_t group) const {
-    for (int r = 0; r < row_count; ++r) {
-      for (std::int64_t t = 0; t < count_; ++t) weights_[r * kChunk + t] = weights[t * kRows + r] * scales_[group * kChunk + t];
-    }
-  }
-
-  template <bool IsFloat, int Rows, int Vectors>
-  void sum_columns(const Partial& result, std::int64_t d, const float* shrink, Ahead& ahead) const {
-    F sum[Rows][Vectors];
-    for (int r = 0; r < Rows; ++r) {
-      for (int v = 0; v < Vectors; ++v) sum[r][v] = S::load(result.at(r, d) + v * W) * S::broadcast(shrink[r]);
-    }
-    const float* weight = weights_;
-    for (std::int64_t t = 0; t < count_;) {
-      const std::int64_t stop = t + kStepTerms < count_ ? t + kStepTerms : count_;
-      for (; t < stop; ++t, ++weight) {
-        const char* codes = codes_[t] + d;
-#pragma GCC unroll 8
-        for (int v = 0; v < Vectors; ++v) {
-          const F value = number<IsFloat>(codes + v * W);
+  [[gnu::always_inline]] void dot_rope(const float* q, std::int64_t stride, const char* row, std::int64_t width,
+                                       F (&sum)[Rows]) const {
+    const auto* key = reinterpret_cast<const bf16*>(row + layout_.rope_offset) - layout_.width;
+    for (std::int64_t d = layout_.width; d < width; d += 2 * W) {
 #pragma GCC unroll 2
-          for (int r = 0; r < Rows; ++r) sum[r][v] = S::fma(value, S::broadcast(weight[r * kChunk]), sum[r][v]);
+      for (int i = 0; i < 2 * W; i += W) {
+        const F value = S::load(key + d + i);
+#pragma GCC unroll 4
+        for (int r = 0; r < Rows; ++r) sum[r] = S::fma(value, S::load(q + r * stride + d + i), sum[r]);
+      }
+    }
+  }
+
+  // Of one row, times the scales of a group: pairs of tokens.
+  void cut_weights(std::int64_t row, const float* scales) {
+    const float* weights = turned_ + row * kMostTokens;
+    const auto of = [&](std::int64_t t) { return t < kChunk ? S::load(weights + t) * S::load(scales + t) : S::zero(); };
+    const auto unit = WordUnit<W>::of_all(most_word(layout_), kChunk / W, [&](std::int64_t i) { return of(i * W); });
+    units_[row] = unit.unit()[0];
+    for (std::int64_t t = 0; t < kChunk; t += 2 * W) {
+      F even = of(t), odd = of(t + W);
+      part<W>(even, odd);
+      const auto both = unit.words(even, odd);
+      __builtin_memcpy(weights_ + row * kMostTokens / 2 + t / 2, &both, sizeof both);
+    }
+  }
+
+  // Columns d + first ... d + first + Columns - 1.
+  template <bool AreLong, int Rows, int Columns>
+  void sum_columns(const Partial& result, std::int64_t d, int first, std::int64_t pairs, const float* shrink,
+                   Ahead& ahead) const {
+    typename D::I sum[Rows][Columns / W] = {};
+    for (std::int64_t pair = 0; pair < pairs;) {
+      for (const std::int64_t stop = pair + kStepTerms < pairs ? pair + kStepTerms : pairs; pair < stop; ++pair) {
+#pragma GCC unroll 8
+        for (int i = 0; i < Columns; i += 2 * W) {
+          auto low = codes_.template words<AreLong>(2 * pair, d, first + i);
+          auto high = codes_.template words<AreLong>(2 * pair + 1, d, first + i);
+          interleave<W>(low, high);
+#pragma GCC unroll 2
+          for (int r = 0; r < Rows; ++r) {
+            const auto weight = spread_word<W>(weights_ + r * kMostTokens / 2 + pair);
+            add_now<W>(sum[r][i / W], weight, (typename D::U)low);
+            add_now<W>(sum[r][i / W + 1], weight, (typename D::U)high);
+          }
         }
       }
       ahead.step();
     }
+#pragma GCC unroll 2
     for (int r = 0; r < Rows; ++r) {
-      for (int v = 0; v < Vectors; ++v) S::store(result.at(r, d) + v * W, sum[r][v]);
+      float* out = result.at(r, d) + first;
+#pragma GCC unroll 8
+      for (int i = 0; i < Columns; i += 2 * W) add_sums<W>(sum[r][i / W], sum[r][i / W + 1], units_[r], shrink[r], out + i);
     }
   }
 
   const RowCodes& layout_;
-  const WordReader<W>& reader_;
-  const std::int64_t padded_;
-  float *scales_, *weights_;  // [groups][kChunk]; of the group that is summed
-  char* staged_;              // [kChunk][padded_]
-  const char* const* rows_ = nullptr;
-  const char* codes_[kChunk];
-  std::int64_t count_ = 0;
+  const CodeRows<W>& codes_;
+  float* turned_;           // weights [kMostSummed][kMostTokens]
+  std::uint32_t* weights_;  // words of a group [kMostSummed][pairs of tokens]
+  float units_[kMostSummed] = {};
 };
 
 }  // namespace latentkv::LATENTKV_ISA

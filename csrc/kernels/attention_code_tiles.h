@@ -1,7 +1,7 @@
 // The register tiles of attention over words: those of attention_tiles.h on pairs of int16, twice as much in an instruction.
 //
-//   keys:    [tokens][kStripWords], two columns in each word
-//   values:  [pairs of tokens][kStrip], two tokens in each word; of 2 * W columns in the order in which pair_up() gives them
+//   keys:    [tokens][words of a span], two columns in each word
+//   values:  [pairs of tokens][kStrip], two tokens in each word; of 2 * W columns in the order in which interleave() gives them
 //   weights: [pairs of tokens][kRows]
 #pragma once
 
@@ -13,12 +13,15 @@ constexpr std::int64_t kChunkPairs = kChunk / 2;
 
 // Words of two rows side by side, W columns each: within 128 bits the first four columns and the last four.
 template <int W, int... I>
-[[gnu::always_inline]] inline void pair_up(typename WordReader<W>::I16 a, typename WordReader<W>::I16 b, std::uint32_t* to,
-                                           Numbers<I...>) {
+[[gnu::always_inline]] inline void interleave(typename WordReader<W>::I16& a, typename WordReader<W>::I16& b, Numbers<I...>) {
   const auto low = __builtin_shufflevector(a, b, (I / 8 * 8 + I % 8 / 2 + I % 2 * 2 * W)...);
-  const auto high = __builtin_shufflevector(a, b, (I / 8 * 8 + 4 + I % 8 / 2 + I % 2 * 2 * W)...);
-  __builtin_memcpy(to, &low, sizeof low);
-  __builtin_memcpy(to + W, &high, sizeof high);
+  b = __builtin_shufflevector(a, b, (I / 8 * 8 + 4 + I % 8 / 2 + I % 2 * 2 * W)...);
+  a = low;
+}
+
+template <int W>
+[[gnu::always_inline]] inline void interleave(typename WordReader<W>::I16& a, typename WordReader<W>::I16& b) {
+  interleave<W>(a, b, typename Counting<2 * W>::type{});
 }
 
 // Lanes in that order back in their own.
@@ -47,24 +50,44 @@ template <int W>
   return __builtin_convertvector(sum, typename Simd<W>::F);
 }
 
+template <int W>
+[[gnu::always_inline]] inline void add_now(typename Dot<W>::I& sum, typename Dot<W>::U a, typename Dot<W>::U b) {
+  sum = Dot<W>::add_pairs(sum, a, b);
+  Dot<W>::settle(sum);
+}
+
+// out = out * shrink + unit * sums of interleaved columns, 2 * W of them.
+template <int W>
+[[gnu::always_inline]] inline void add_sums(typename Dot<W>::I first, typename Dot<W>::I last, float unit, float shrink,
+                                            float* out) {
+  using S = Simd<W>;
+  auto low = number_of<W>(first), high = number_of<W>(last);
+  in_order<W>(low, high, typename Counting<W>::type{});
+  const auto units = S::broadcast(unit), factor = S::broadcast(shrink);
+  S::store(out, S::fma(low, units, S::load(out) * factor));
+  S::store(out + W, S::fma(high, units, S::load(out + W) * factor));
+}
+
 // scores[token][row] += unit[row] * scales[token] * (keys[token] · q[row]) for `Tokens` tokens and Vectors * W rows; q is
-// [kStripWords][Vectors * W].
-template <int W, int Tokens, int Vectors>
+// [words of a span][Vectors * W].
+template <int W, int Span, int Tokens, int Vectors>
 void dot_words(const std::uint32_t* q, const std::uint32_t* keys, const float* units, const float* scales,
                float* scores, Ahead& ahead) {
   using S = Simd<W>;
   using D = Dot<W>;
+  constexpr std::int64_t words = Span / 2;
   typename D::I sum[Tokens][Vectors] = {};
-  for (std::int64_t k = 0; k < kStripWords;) {
-    for (const std::int64_t stop = k + kStepColumns; k < stop; ++k) {
+  for (const std::uint32_t* const end = keys + words; keys < end; keys += kStepColumns, q += kStepColumns * Vectors * W) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kStepColumns; ++i) {
       typename D::U lanes[Vectors];
 #pragma GCC unroll 32
-      for (int v = 0; v < Vectors; ++v) lanes[v] = load_words<W>(q + (k * Vectors + v) * W);
+      for (int v = 0; v < Vectors; ++v) lanes[v] = load_words<W>(q + (i * Vectors + v) * W);
 #pragma GCC unroll 32
       for (int t = 0; t < Tokens; ++t) {
-        const auto key = spread_word<W>(keys + t * kStripWords + k);
+        const auto key = spread_word<W>(keys + t * words + i);
 #pragma GCC unroll 32
-        for (int v = 0; v < Vectors; ++v) sum[t][v] = D::add_pairs(sum[t][v], key, lanes[v]);
+        for (int v = 0; v < Vectors; ++v) add_now<W>(sum[t][v], key, lanes[v]);
       }
     }
     ahead.step();
@@ -81,40 +104,32 @@ void dot_words(const std::uint32_t* q, const std::uint32_t* keys, const float* u
 }
 
 // out[row] = out[row] * shrink[row] + units[row] * sum over pairs of weights(row, pair) · values[pair], for `Rows` rows and
-// Vectors * W columns; rows of out are kStrip apart.
+// Vectors * W columns; rows of out are kStrip apart. Whole steps of pairs are summed.
 template <int W, int Rows, int Vectors>
 void sum_words(const std::uint32_t* weights, const std::uint32_t* values, std::int64_t pairs, const float* units,
                const float* shrink, float* out, Ahead& ahead) {
-  using S = Simd<W>;
   using D = Dot<W>;
   static_assert(Vectors % 2 == 0);
   typename D::I sum[Rows][Vectors] = {};
-  for (std::int64_t pair = 0; pair < pairs;) {
-    const std::int64_t stop = pair + kStepTerms < pairs ? pair + kStepTerms : pairs;
-    for (; pair < stop; ++pair, weights += kRows, values += kStrip) {
+  for (; pairs > 0; pairs -= kStepTerms, weights += kStepTerms * kRows, values += kStepTerms * kStrip) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kStepTerms; ++i) {
       typename D::U value[Vectors];
 #pragma GCC unroll 32
-      for (int v = 0; v < Vectors; ++v) value[v] = load_words<W>(values + v * W);
+      for (int v = 0; v < Vectors; ++v) value[v] = load_words<W>(values + i * kStrip + v * W);
 #pragma GCC unroll 32
       for (int r = 0; r < Rows; ++r) {
-        const auto weight = spread_word<W>(weights + r);
+        const auto weight = spread_word<W>(weights + i * kRows + r);
 #pragma GCC unroll 32
-        for (int v = 0; v < Vectors; ++v) sum[r][v] = D::add_pairs(sum[r][v], weight, value[v]);
+        for (int v = 0; v < Vectors; ++v) add_now<W>(sum[r][v], weight, value[v]);
       }
     }
-    ahead.step();
   }
+  ahead.step();
 #pragma GCC unroll 32
   for (int r = 0; r < Rows; ++r) {
-    const auto unit = S::broadcast(units[r]), factor = S::broadcast(shrink[r]);
 #pragma GCC unroll 32
-    for (int v = 0; v < Vectors; v += 2) {
-      auto low = number_of<W>(sum[r][v]), high = number_of<W>(sum[r][v + 1]);
-      in_order<W>(low, high, typename Counting<W>::type{});
-      float* to = out + r * kStrip + v * W;
-      S::store(to, S::fma(low, unit, S::load(to) * factor));
-      S::store(to + W, S::fma(high, unit, S::load(to + W) * factor));
-    }
+    for (int v = 0; v < Vectors; v += 2) add_sums<W>(sum[r][v], sum[r][v + 1], units[r], shrink[r], out + r * kStrip + v * W);
   }
 }
 

@@ -4,7 +4,7 @@
 //   fp8                word * scale / 8 is the element, to nearest: 2**-4 of a scale off at most, 1.4e-4 of the largest element
 //
 // Numbers that are multiplied with them become words too, of 15 bits and a sign; with fp8, whose words are longer, of 13.
-// Then 64 products at most, summed in 32 bits, cannot overflow.
+// Then 64 products, of bytes 128, summed in 32 bits, cannot overflow.
 #pragma once
 
 #include "dot.h"
@@ -14,12 +14,6 @@
 namespace latentkv::LATENTKV_ISA {
 
 constexpr std::int64_t kStripWords = kStrip / 2;  // in 32 bits two words
-
-// 64 codes of one row.
-struct CodeUnit {
-  const char* codes;
-  const char* high;  // the high bits of int6
-};
 
 template <int W>
 class WordReader {
@@ -55,32 +49,36 @@ class WordReader {
     return {copied, nullptr};
   }
 
-  // What the words of a unit are to be multiplied with, of that group of codes; NaN where a code is.
-  template <CodeFormat Format>
-  [[gnu::always_inline]] float scale(const char* row, std::int64_t group, CodeUnit unit) const {
-    const float scale = scales_.scale_of(row, group);
-    if constexpr (Format != CodeFormat::fp8) return scale;
-    return has_nan(unit.codes) ? __builtin_nanf("") : scale * (1.0f / 8.0f);
-  }
-
   // As it stands in the row.
   float stored_scale(const char* row, std::int64_t group) const { return scales_.scale_of(row, group); }
 
-  // Words i ... i + 2 * W - 1 of a unit, i a multiple of 2 * W.
-  template <CodeFormat Format>
-  [[gnu::always_inline]] static I16 words(CodeUnit unit, int i) {
-    if constexpr (Format == CodeFormat::int8) return signed_words(unit.codes + i);
-    if constexpr (Format == CodeFormat::fp8) return e4m3(unit.codes + i);
-    const U16 both = unsigned_words(unit.codes + i % (kCodeUnit / 2));
-    U16 code = i < kCodeUnit / 2 ? both & 15 : both >> 4;
-    if constexpr (Format == CodeFormat::int6) code |= high_bits(unit.high, i) << 4;
-    return (I16)(code + code - (Format == CodeFormat::int6 ? 63 : 15));
+  // 64 codes of fp8 as words.
+  [[gnu::always_inline]] static void write_long_words(const char* codes, char* to) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kCodeUnit; i += 2 * W) {
+      const I16 words = e4m3(codes + i);
+      __builtin_memcpy(to + 2 * i, &words, sizeof words);
+    }
   }
 
-  // Of 64 codes of fp8.
-  static bool has_nan(const char* codes) {
+  // 2 * W bytes.
+  [[gnu::always_inline]] static I16 signed_words(const char* from) {
+    typename Lanes<std::int8_t, 2 * W>::type narrow;
+    __builtin_memcpy(&narrow, from, sizeof narrow);
+#if defined(__AVX512BW__)
+    if constexpr (W == 16) return (I16)_mm512_cvtepi8_epi16((__m256i)narrow);
+#endif
+#if defined(__AVX2__)
+    if constexpr (W == 8) return (I16)_mm256_cvtepi8_epi16((__m128i)narrow);
+#endif
+    return __builtin_convertvector(narrow, I16);
+  }
+
+  // Of `count` codes of fp8.
+  static bool has_nan(const char* codes, std::int64_t count) {
     B found{};
-    for (int i = 0; i < kCodeUnit; i += 2 * W) {
+    std::int64_t i = 0;
+    for (; i + 2 * W <= count; i += 2 * W) {
       B some;
       __builtin_memcpy(&some, codes + i, sizeof some);
       found |= (B)((some & 0x7f) == 0x7f);
@@ -88,30 +86,18 @@ class WordReader {
     std::uint64_t words[sizeof found / 8], any = 0;
     __builtin_memcpy(words, &found, sizeof found);
     for (const std::uint64_t word : words) any |= word;
+    for (; i < count; ++i) any |= (codes[i] & 0x7f) == 0x7f;
     return any != 0;
   }
 
  private:
   bool is_packed() const { return codes_.format == CodeFormat::int6 || codes_.format == CodeFormat::int4; }
 
-  // The high bits of a unit are 16 bytes: code i's are bits 2 * (i / 16) of byte i % 16.
-  [[gnu::always_inline]] static U16 high_bits(const char* from, int i) {
-    if constexpr (W == 16) {
-      char twice[32];
-      __builtin_memcpy(twice, from, 16);
-      __builtin_memcpy(twice + 16, from, 16);
-      U16 shifts;
-      for (int lane = 0; lane < 2 * W; ++lane) shifts[lane] = static_cast<std::uint16_t>((i + lane) / 16 * 2);
-      return unsigned_words(twice) >> shifts & 3;
-    }
-    return unsigned_words(from + i % 16) >> (i / 16 * 2) & 3;
-  }
-
   // 8 times the numbers that codes stand for, to nearest: (8 + fraction) * 2**(exponent - 7), where exponents of 0 have no 8
-  // and count as 1. AVX2 has no shifts by words: it looks up both bytes of the power.
+  // and count as 1. AVX2 has no shifts by words: it goes by float16 and float32.
   [[gnu::always_inline]] static I16 e4m3(const char* from) {
 #if defined(__AVX2__)
-    if constexpr (W == 8) return e4m3_by_tables(from);
+    if constexpr (W == 8) return e4m3_by_floats(from);
 #endif
     const U16 code = unsigned_words(from), exponent = code >> 3 & 15, is_normal = (U16)(exponent != 0);
     const U16 size = ((code & 7) | (is_normal & 8)) << 9, power = (U16{} + 1) << (exponent - (is_normal & 1));
@@ -121,19 +107,13 @@ class WordReader {
   }
 
 #if defined(__AVX2__)
-  // Signed sizes are upper bytes of words: sums of bytes, doubled, are 512 times what a word of them is to be.
-  [[gnu::always_inline]] static I16 e4m3_by_tables(const char* from) {
-    const __m128i code = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)), seven = _mm_set1_epi8(7);
-    const __m128i normal = _mm_or_si128(_mm_and_si128(code, seven), _mm_set1_epi8(8));
-    const __m128i size = _mm_min_epu8(_mm_and_si128(code, _mm_set1_epi8(127)), normal);
-    const __m128i number = _mm_sign_epi8(_mm_add_epi8(size, size), code);
-    const __m128i exponent = _mm_and_si128(_mm_srli_epi16(code, 3), _mm_set1_epi8(15));
-    const __m128i low = _mm_shuffle_epi8(_mm_setr_epi8(1, 1, 2, 4, 8, 16, 32, 64, -128, 0, 0, 0, 0, 0, 0, 0), exponent);
-    const __m128i high = _mm_shuffle_epi8(_mm_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 4, 8, 16, 32, 64), exponent);
-    const __m128i zero = _mm_setzero_si128();
-    const __m128i first = _mm_mulhrs_epi16(_mm_unpacklo_epi8(zero, number), _mm_unpacklo_epi8(low, high));
-    const __m128i second = _mm_mulhrs_epi16(_mm_unpackhi_epi8(zero, number), _mm_unpackhi_epi8(low, high));
-    return (I16)_mm256_set_m128i(second, first);
+  // float16 has the bits of fp8 further up, for numbers 2**8 times smaller.
+  [[gnu::always_inline]] static I16 e4m3_by_floats(const char* from) {
+    const auto half = (__m256i)((signed_words(from) << 7) & (std::int16_t)0xbfff);
+    const __m256 unit = _mm256_set1_ps(8 * 256.0f);
+    const __m256 low = _mm256_cvtph_ps(_mm256_castsi256_si128(half)), high = _mm256_cvtph_ps(_mm256_extracti128_si256(half, 1));
+    const __m256i first = _mm256_cvtps_epi32(low * unit), last = _mm256_cvtps_epi32(high * unit);
+    return (I16)_mm256_permute4x64_epi64(_mm256_packs_epi32(first, last), 0xd8);
   }
 #endif
 
@@ -149,18 +129,6 @@ class WordReader {
     for (int i = 0; i < 2 * W; ++i) left[i] = static_cast<std::int16_t>((left[i] * right[i] + 0x4000) >> 15);
     __builtin_memcpy(&a, left, sizeof a);
     return a;
-  }
-
-  static I16 signed_words(const char* from) {
-    typename Lanes<std::int8_t, 2 * W>::type narrow;
-    __builtin_memcpy(&narrow, from, sizeof narrow);
-#if defined(__AVX512BW__)
-    if constexpr (W == 16) return (I16)_mm512_cvtepi8_epi16((__m256i)narrow);
-#endif
-#if defined(__AVX2__)
-    if constexpr (W == 8) return (I16)_mm256_cvtepi8_epi16((__m128i)narrow);
-#endif
-    return __builtin_convertvector(narrow, I16);
   }
 
   static U16 unsigned_words(const char* from) {
@@ -184,6 +152,12 @@ class WordReader {
 // Largest word of the numbers that are multiplied with codes.
 inline float most_word(const RowCodes& codes) { return codes.format == CodeFormat::fp8 ? 8191.0f : 32767.0f; }
 
+// Columns whose products with a query have one unit and one scale, so that they are summed in 32 bits: 64, or 128.
+inline std::int64_t span_of(const RowCodes& codes) {
+  const bool is_long = codes.format == CodeFormat::fp8;
+  return is_long || codes.group % (2 * kCodeUnit) != 0 || codes.width % (2 * kCodeUnit) != 0 ? kCodeUnit : 2 * kCodeUnit;
+}
+
 // Numbers as words, in units that make the largest `most`.
 template <int W>
 class WordUnit {
@@ -193,15 +167,16 @@ class WordUnit {
   using I = typename Dot<W>::I;
 
  public:
-  // The largest of `of(0)`, ... `of(count - 1)`, vectors of W numbers, in each lane.
+  // The largest of `of(0)`, ... `of(count - 1)`, vectors of W numbers: in each lane, or of all lanes.
   template <typename Of>
-  WordUnit(float most, std::int64_t count, Of of) {
-    I largest{};  // bits of numbers without their signs are in the numbers' order, infinities and NaN above all
-    for (std::int64_t i = 0; i < count; ++i) {
-      const I size = (I)((U)of(i) & 0x7fffffffu);
-      largest = size > largest ? size : largest;
-    }
-    find(largest, most);
+  WordUnit(float most, std::int64_t count, Of of) : WordUnit(largest_of(count, of), most) {}
+
+  template <typename Of>
+  static WordUnit of_all(float most, std::int64_t count, Of of) {
+    const I lanes = largest_of(count, of);
+    std::int32_t largest = 0;
+    for (int i = 0; i < W; ++i) largest = lanes[i] > largest ? lanes[i] : largest;
+    return {largest - I{}, most};
   }
 
   F unit() const { return unit_; }
@@ -214,9 +189,19 @@ class WordUnit {
 
  private:
   // What is not finite makes the unit NaN.
-  void find(I largest, float most) {
-    unit_ = (F)largest * S::broadcast(1.0f / most) + ((F)largest - (F)largest);
-    inverse_ = unit_ < S::broadcast(__FLT_MIN__) ? S::zero() : S::broadcast(1.0f) / unit_;
+  WordUnit(I largest, float most)
+      : unit_((F)largest * S::broadcast(1.0f / most) + ((F)largest - (F)largest)),
+        inverse_(unit_ < S::broadcast(__FLT_MIN__) ? S::zero() : S::broadcast(1.0f) / unit_) {}
+
+  // Bits of numbers without their signs are in the numbers' order, infinities and NaN above all.
+  template <typename Of>
+  static I largest_of(std::int64_t count, Of of) {
+    I largest{};
+    for (std::int64_t i = 0; i < count; ++i) {
+      const I size = (I)((U)of(i) & 0x7fffffffu);
+      largest = size > largest ? size : largest;
+    }
+    return largest;
   }
 
   F unit_, inverse_;

@@ -17,6 +17,37 @@ constexpr bool kCoded = false;
 template <>
 constexpr bool kCoded<Coded> = true;
 
+// 64 codes of one row.
+struct CodeUnit {
+  const char* codes;
+  const char* high;  // the high bits of int6
+};
+
+// The numbers of 64 packed codes as bytes: odd, -63 to 63 or -15 to 15.
+template <CodeFormat Format>
+[[gnu::always_inline]] inline void unpack_codes(CodeUnit unit, char* to) {
+  using Half = Lanes<std::uint8_t, 32>::type;
+  using HalfWords = Lanes<std::uint16_t, 16>::type;
+  using Shifts = Lanes<std::uint32_t, 8>::type;
+  constexpr std::uint8_t middle = Format == CodeFormat::int6 ? 63 : 15;
+  constexpr Shifts up{4, 4, 4, 4, 2, 2, 2, 2}, down{0, 0, 0, 0, 2, 2, 2, 2};
+  Half both, twice{};
+  __builtin_memcpy(&both, unit.codes, sizeof both);
+  if constexpr (Format == CodeFormat::int6) {
+    char pairs[32];
+    __builtin_memcpy(pairs, unit.high, 16);
+    __builtin_memcpy(pairs + 16, unit.high, 16);
+    __builtin_memcpy(&twice, pairs, sizeof twice);
+  }
+#pragma GCC unroll 2
+  for (int half = 0; half < 2; ++half) {  // what a shift brings in from the neighbouring byte is masked
+    Half code = (half == 0 ? both : (Half)((HalfWords)both >> 4)) & 15;
+    if constexpr (Format == CodeFormat::int6) code |= (Half)(half == 0 ? (Shifts)twice << up : (Shifts)twice >> down) & 0x30;
+    code = code + code - middle;
+    __builtin_memcpy(to + half * 32, &code, sizeof code);
+  }
+}
+
 template <int W>
 class CodeReader {
   using S = Simd<W>;
@@ -45,8 +76,8 @@ class CodeReader {
     switch (codes_.format) {
       case CodeFormat::fp8: return bytes(row, first, [&](int i, B eight) { store(i, e4m3(eight)); });
       case CodeFormat::int8: return bytes(row, first, [&](int i, B eight) { store(i, signed_byte(eight)); });
-      case CodeFormat::int6: return six_bits(row, first, store);
-      default: return four_bits(row, first, [&](int i, B code) { store(i, odd(code, 15.0f)); });
+      case CodeFormat::int6: return packed<CodeFormat::int6>(row, first, store);
+      default: return packed<CodeFormat::int4>(row, first, store);
     }
   }
 
@@ -66,33 +97,22 @@ class CodeReader {
     }
   }
 
-  template <typename Each>
-  [[gnu::always_inline]] void four_bits(const char* row, std::int64_t first, Each each) const {
-    for (int i = 0; i < kCodeUnit / 2; i += W) {
-      B both;
-      __builtin_memcpy(&both, row + first / 2 + i, W);
-      each(i, both & 15);
-      each(i + kCodeUnit / 2, both >> 4);
+  template <CodeFormat Format, typename Store>
+  [[gnu::always_inline]] void packed(const char* row, std::int64_t first, Store store) const {
+    const std::int64_t high = (codes_.width + kCodeUnit - 1) / kCodeUnit * (kCodeUnit / 2);
+    char numbers[kCodeUnit];
+    unpack_codes<Format>({row + first / 2, row + high + first / 4}, numbers);
+    for (int i = 0; i < kCodeUnit; i += W) {
+      B some;
+      __builtin_memcpy(&some, numbers + i, W);
+      store(i, signed_byte(some));
     }
   }
 
-  // The high bits of a unit are 16 bytes: code i's are bits 2 * (i / 16) of byte i % 16.
-  template <typename Store>
-  [[gnu::always_inline]] void six_bits(const char* row, std::int64_t first, Store store) const {
-    const char* high = row + (codes_.width + kCodeUnit - 1) / kCodeUnit * (kCodeUnit / 2) + first / 4;
-    four_bits(row, first, [&](int i, B low) {
-      B two;
-      __builtin_memcpy(&two, high + i % 16, W);
-      two = two >> (i / 16 * 2) & 3;
-      store(i, odd(low | two << 4, 63.0f));
-    });
+  static F signed_byte(B code) {
+    const auto number = extend(code ^ 0x80);
+    return __builtin_convertvector((typename Lanes<std::int32_t, W>::type)number, F) - S::broadcast(128.0f);
   }
-
-  static F number(B code) { return __builtin_convertvector((typename Lanes<std::int32_t, W>::type)extend(code), F); }
-
-  static F odd(B code, float middle) { return S::fma(number(code), S::broadcast(2.0f), S::broadcast(-middle)); }
-
-  static F signed_byte(B code) { return number(code ^ 0x80) - S::broadcast(128.0f); }
 
   // As float16 with the same bits: 2**8 times smaller. NaN, all bits of a code but the sign, would become a number.
   static F e4m3(B code) {

@@ -15,14 +15,13 @@ class ContextRows {
 
   // The addresses of rows begin ... end - 1, in elements of `element_bytes`.
   void find(std::int64_t begin, std::int64_t end, std::int64_t element_bytes, const char** rows) const {
-    std::int64_t page = begin / p_.page_tokens, offset = begin % p_.page_tokens;
-    for (std::int64_t token = begin; token < end; ++token) {
-      const std::int64_t element = pages_[page] * p_.page_stride + offset * p_.row_stride;
-      *rows++ = static_cast<const char*>(p_.rows) + element * element_bytes;
-      if (++offset == p_.page_tokens) {
-        offset = 0;
-        ++page;
-      }
+    const std::int64_t step = p_.row_stride * element_bytes;
+    while (begin < end) {
+      const std::int64_t page = begin / p_.page_tokens, offset = begin % p_.page_tokens;
+      const std::int64_t left = p_.page_tokens - offset, count = end - begin < left ? end - begin : left;
+      const char* at = static_cast<const char*>(p_.rows) + pages_[page] * p_.page_stride * element_bytes + offset * step;
+      for (std::int64_t i = 0; i < count; ++i, at += step) *rows++ = at;
+      begin += count;
     }
   }
 

@@ -42,13 +42,16 @@ template <int W, typename T>
 // `width` (at most kStrip) elements of each row, from element `first` on, as float32 into a strip; parted like rows of T.
 template <int W, typename T>
 void widen_rows(const char* const* rows, std::int64_t count, std::int64_t first, std::int64_t width, float* strip) {
-  for (std::int64_t token = 0; token < count; ++token, strip += kStrip) {
-    const T* from = reinterpret_cast<const T*>(rows[token]) + first;
-    if (width == kStrip) {
+  if (width == kStrip) {
+    for (std::int64_t token = 0; token < count; ++token, strip += kStrip) {
+      const T* from = reinterpret_cast<const T*>(rows[token]) + first;
 #pragma GCC unroll 8
       for (int d = 0; d < kStrip; d += 2 * W) widen_pair<W>(from + d, strip + d);
-      continue;
     }
+    return;
+  }
+  for (std::int64_t token = 0; token < count; ++token, strip += kStrip) {
+    const T* from = reinterpret_cast<const T*>(rows[token]) + first;
     std::int64_t d = 0;
     for (; d + 2 * W <= width; d += 2 * W) widen_pair<W>(from + d, strip + d);
     if (d < width) convert<W>(from + d, strip + d, width - d);

@@ -17,7 +17,7 @@ constexpr std::int64_t kMostTokens = 64;  // of any chunk
 constexpr int kNarrowTokens = 4;  // at once against few rows
 
 // Of eight lines read from a chunk by few rows, so many of the next chunk are asked for.
-constexpr int kAskedByDot = 5, kAskedBySum = 4;
+constexpr int kFewAskedByDot = 4, kFewAskedBySum = 5;
 
 // Columns [from, to).
 struct Range {
@@ -164,7 +164,7 @@ void dot_direct(const float* q, std::int64_t q_stride, const T* const* keys, Ran
   for (; d + kStrip <= range.to; d += kStrip) {
 #pragma GCC unroll 32
     for (int column = 0; column < kStrip; column += 2 * W) add(d + column);
-    ahead.ask<kAskedByDot * Tokens * kStrip * sizeof(T) / 64 / 8>();
+    ahead.ask<kFewAskedByDot * Tokens * kStrip * sizeof(T) / 64 / 8>();
   }
   for (; d < range.to; d += 2 * W) add(d);
 #pragma GCC unroll 32
@@ -252,7 +252,7 @@ void sum_direct(const float* weights, const T* const* values, std::int64_t first
   for (; term + kStepTerms <= terms; term += kStepTerms) {
 #pragma GCC unroll 32
     for (int i = 0; i < kStepTerms; ++i) add(term + i);
-    ahead.ask<kAskedBySum * kStepTerms * Pairs * 2 * W * sizeof(T) / 64 / 8>();
+    ahead.ask<kFewAskedBySum * kStepTerms * Pairs * 2 * W * sizeof(T) / 64 / 8>();
   }
   for (; term < terms; ++term) add(term);
 #pragma GCC unroll 32

@@ -16,8 +16,6 @@ constexpr std::int64_t kMostTokens = 64;  // of any chunk
 
 constexpr int kNarrowTokens = 4;  // at once against few rows
 
-// Of eight lines read from a chunk by few rows, so many of the next chunk are asked for.
-constexpr int kFewAskedByDot = 4, kFewAskedBySum = 5;
 
 // Columns [from, to).
 struct Range {
@@ -47,7 +45,7 @@ struct Ahead {
     if (line >= end) take_rows();
   }
 
-  // The same with a number of lines known beforehand.
+  // The same where the number of lines follows from what was read: neither loop nor counter.
   template <int Lines>
   [[gnu::always_inline]] void ask() {
     if (line == nullptr) return;
@@ -79,8 +77,19 @@ struct Ahead {
   }
 };
 
+// What inner loops do without counting and between two steps of `ahead`: with a counter for every column, a seventh of all
+// instructions were not arithmetic.
 constexpr std::int64_t kStepColumns = 8;
 constexpr std::int64_t kStepTerms = 8;
+
+// For eight lines that few rows read of a chunk, so many of the next chunk are asked for.
+constexpr std::int64_t kFewAskedByDot = 4, kFewAskedBySum = 5;
+
+// `share` eighths of the lines of `elements` elements of T.
+template <typename T>
+constexpr int lines_of(std::int64_t elements, std::int64_t share) {
+  return elements * sizeof(T) * share / (8 * Ahead::kLine);
+}
 
 // scores[token][row] += keys[token] · q[row] over the columns of `range` for `Tokens` tokens and
 // Vectors * W rows; q is [columns][Vectors * W].
@@ -164,7 +173,7 @@ void dot_direct(const float* q, std::int64_t q_stride, const T* const* keys, Ran
   for (; d + kStrip <= range.to; d += kStrip) {
 #pragma GCC unroll 32
     for (int column = 0; column < kStrip; column += 2 * W) add(d + column);
-    ahead.ask<kFewAskedByDot * Tokens * kStrip * sizeof(T) / 64 / 8>();
+    ahead.ask<lines_of<T>(Tokens * kStrip, kFewAskedByDot)>();
   }
   for (; d < range.to; d += 2 * W) add(d);
 #pragma GCC unroll 32
@@ -252,7 +261,7 @@ void sum_direct(const float* weights, const T* const* values, std::int64_t first
   for (; term + kStepTerms <= terms; term += kStepTerms) {
 #pragma GCC unroll 32
     for (int i = 0; i < kStepTerms; ++i) add(term + i);
-    ahead.ask<kFewAskedBySum * kStepTerms * Pairs * 2 * W * sizeof(T) / 64 / 8>();
+    ahead.ask<lines_of<T>(kStepTerms * Pairs * 2 * W, kFewAskedBySum)>();
   }
   for (; term < terms; ++term) add(term);
 #pragma GCC unroll 32

@@ -17,6 +17,7 @@ class AttentionWorker {
   using Query = typename Engine::Query;
   using Chunk = typename Engine::Chunk;
   static constexpr bool kParted = kPartedSums<Engine, T>;
+  static constexpr int kChains = 4;
 
  public:
   AttentionWorker(const AttentionParams& p, float* memory)
@@ -105,23 +106,49 @@ class AttentionWorker {
     float* scores = chunk_.scores() + row;
     mask(begin, count, row);
     const F before = S::load(own_.top + row);
-    F top = before;
-    for (std::int64_t t = 0; t < count; ++t) {
-      const F score = S::load(scores + t * kRows);
-      top = score > top ? score : top;
-    }
+    F top = largest(scores, count, before);
     top = top > before + Engine::kSlack ? top : before;
     const F base = top == S::broadcast(-kInfinity) ? S::zero() : top;
     const F shrink = exp2_nonpositive<W>(before - base);
-    F total = S::load(own_.total + row) * shrink;
-    for (std::int64_t t = 0; t < count; ++t) {
-      const F weight = exp2_nonpositive<W>(S::load(scores + t * kRows) - base);
-      total += weight;
-      S::store(scores + t * kRows, weight);
-    }
+    const F total = S::fma(S::load(own_.total + row), shrink, weigh(scores, count, base));
     S::store(own_.top + row, top);
     S::store(own_.total + row, total);
     S::store(chunk_.shrink() + row, shrink);
+  }
+
+  // Of `count` tokens' scores and `least`.
+  static F largest(const float* scores, std::int64_t count, F least) {
+    F top[kChains];
+    for (F& one : top) one = least;
+    in_chains(count, [&](std::int64_t t, int chain) {
+      const F score = S::load(scores + t * kRows);
+      top[chain] = score > top[chain] ? score : top[chain];
+    });
+    for (int i = 1; i < kChains; ++i) top[0] = top[i] > top[0] ? top[i] : top[0];
+    return top[0];
+  }
+
+  // Scores become weights; returns their sum.
+  static F weigh(float* scores, std::int64_t count, F base) {
+    F total[kChains] = {};
+    in_chains(count, [&](std::int64_t t, int chain) {
+      const F weight = exp2_nonpositive<W>(S::load(scores + t * kRows) - base);
+      total[chain] += weight;
+      S::store(scores + t * kRows, weight);
+    });
+    for (int i = 1; i < kChains; ++i) total[0] += total[i];
+    return total[0];
+  }
+
+  // use(token, chain) for `count` tokens: one chain of maxima or sums would wait for itself.
+  template <typename Use>
+  [[gnu::always_inline]] static void in_chains(std::int64_t count, Use use) {
+    std::int64_t t = 0;
+    for (; t + kChains <= count; t += kChains) {
+#pragma GCC unroll 8
+      for (int chain = 0; chain < kChains; ++chain) use(t + chain, chain);
+    }
+    for (; t < count; ++t) use(t, 0);
   }
 
   // -inf for what lies beyond what a row sees.

@@ -48,6 +48,19 @@ inline Partial slot(const AttentionParams& p, std::int64_t index) {
   return {p.slots + index * Partial::floats(strips), strips};
 }
 
+// Sums that lie in memory, made to count from a new top.
+template <int W>
+void shrink_rows(const Partial& result, std::int64_t row_count, const float* shrink) {
+  using S = Simd<W>;
+  for (std::int64_t row = 0; row < row_count; ++row) {
+    if (shrink[row] == 1.0f) continue;
+    const auto factor = S::broadcast(shrink[row]);
+    for (std::int64_t d = 0; d < result.strips * kStrip; d += W) {
+      S::store(result.at(row, d), S::load(result.at(row, d)) * factor);
+    }
+  }
+}
+
 // One row's `width` columns, `Parted` or as they lie, times `share`, in order.
 template <int W, bool Parted, typename T>
 void write_out(const Partial& from, std::int64_t row, float share, std::int64_t width, T* to) {

@@ -23,6 +23,21 @@ struct RowNames {
   std::int64_t head(std::int64_t row) const { return first_head + (first_row + row) / query_len; }
 };
 
+// Where head `head`'s part `b` begins in a key.
+inline std::int64_t b_column(const AttentionParams& p, std::int64_t head) {
+  return p.key_width - (p.b_blocks - head * p.b_blocks / p.heads) * p.b.width;
+}
+
+// One row's query times `factor` as `columns` floats, zero where it has none.
+template <int W>
+void gather_query(const AttentionParams& p, const RowNames& names, std::int64_t row, float factor, float* to,
+                  std::int64_t columns) {
+  __builtin_memset(to, 0, columns * sizeof(float));
+  const std::int64_t token = names.token(row), head = names.head(row);
+  scale_part<W>(p.a, token, head, factor, to);
+  if (p.b.width > 0) scale_part<W>(p.b, token, head, factor, to + b_column(p, head));
+}
+
 template <int W>
 class PackedQuery {
   using S = Simd<W>;
@@ -65,8 +80,8 @@ class PackedQuery {
     panel.range_count = 1;
     panel.ranges[0] = a;
     if (p_.b.width == 0) return;
-    const Range b{b_column(names.head(panel.first_row)) / (2 * W) * (2 * W),
-                  whole_pairs(b_column(names.head(panel.first_row + panel.rows - 1)) + p_.b.width)};
+    const Range b{b_column(p_, names.head(panel.first_row)) / (2 * W) * (2 * W),
+                  whole_pairs(b_column(p_, names.head(panel.first_row + panel.rows - 1)) + p_.b.width)};
     if (a.to == 0) {
       panel.ranges[0] = b;
     } else if (b.from <= a.to || panel.vectors == 0) {
@@ -82,15 +97,8 @@ class PackedQuery {
     return whole < p_.key_width ? whole : p_.key_width;
   }
 
-  std::int64_t b_column(std::int64_t head) const {
-    return p_.key_width - (p_.b_blocks - head * p_.b_blocks / p_.heads) * p_.b.width;
-  }
-
   void pack_row(const RowNames& names, std::int64_t row, float* to) const {
-    for (std::int64_t d = 0; d < stride_; d += W) S::store(to + d, S::zero());
-    const std::int64_t token = names.token(row), head = names.head(row);
-    scale_part<W>(p_.a, token, head, p_.scale_log2, to);
-    if (p_.b.width > 0) scale_part<W>(p_.b, token, head, p_.scale_log2, to + b_column(head));
+    gather_query<W>(p_, names, row, p_.scale_log2, to, stride_);
     if (p_.row_dtype == DType::bf16) part_row(to);
   }
 

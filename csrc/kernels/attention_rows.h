@@ -15,14 +15,13 @@ class ContextRows {
 
   // The addresses of rows begin ... end - 1, in elements of `element_bytes`.
   void find(std::int64_t begin, std::int64_t end, std::int64_t element_bytes, const char** rows) const {
-    std::int64_t page = begin / p_.page_tokens, offset = begin % p_.page_tokens;
-    for (std::int64_t token = begin; token < end; ++token) {
-      const std::int64_t element = pages_[page] * p_.page_stride + offset * p_.row_stride;
-      *rows++ = static_cast<const char*>(p_.rows) + element * element_bytes;
-      if (++offset == p_.page_tokens) {
-        offset = 0;
-        ++page;
-      }
+    const std::int64_t step = p_.row_stride * element_bytes;
+    while (begin < end) {
+      const std::int64_t page = begin / p_.page_tokens, offset = begin % p_.page_tokens;
+      const std::int64_t left = p_.page_tokens - offset, count = end - begin < left ? end - begin : left;
+      const char* at = static_cast<const char*>(p_.rows) + pages_[page] * p_.page_stride * element_bytes + offset * step;
+      for (std::int64_t i = 0; i < count; ++i, at += step) *rows++ = at;
+      begin += count;
     }
   }
 
@@ -43,13 +42,16 @@ template <int W, typename T>
 // `width` (at most kStrip) elements of each row, from element `first` on, as float32 into a strip; parted like rows of T.
 template <int W, typename T>
 void widen_rows(const char* const* rows, std::int64_t count, std::int64_t first, std::int64_t width, float* strip) {
-  for (std::int64_t token = 0; token < count; ++token, strip += kStrip) {
-    const T* from = reinterpret_cast<const T*>(rows[token]) + first;
-    if (width == kStrip) {
+  if (width == kStrip) {
+    for (std::int64_t token = 0; token < count; ++token, strip += kStrip) {
+      const T* from = reinterpret_cast<const T*>(rows[token]) + first;
 #pragma GCC unroll 8
       for (int d = 0; d < kStrip; d += 2 * W) widen_pair<W>(from + d, strip + d);
-      continue;
     }
+    return;
+  }
+  for (std::int64_t token = 0; token < count; ++token, strip += kStrip) {
+    const T* from = reinterpret_cast<const T*>(rows[token]) + first;
     std::int64_t d = 0;
     for (; d + 2 * W <= width; d += 2 * W) widen_pair<W>(from + d, strip + d);
     if (d < width) convert<W>(from + d, strip + d, width - d);

@@ -71,7 +71,7 @@ class TileByteChunk {
   template <typename T>
   void sum(const Partial& result, std::int64_t row_count, const char* const*, std::int64_t count, std::int64_t,
            std::int64_t, Ahead& ahead) {
-    shrink_rows(result, row_count);
+    shrink_rows<W>(result, row_count, shrink_);
     const std::int64_t row_tiles = (row_count + kTileRows - 1) / kTileRows;
     const std::int64_t steps = (count + kByteDepth - 1) / kByteDepth;
     // No weights beyond the context, whatever lay there.
@@ -245,16 +245,6 @@ class TileByteChunk {
             four);
       std::uint32_t* to = values_ + t / kByteDepth * (kStrip / W) * kTileWords + t % kByteDepth / 4 * W;
       for (int i = 0; i < 4; ++i) __builtin_memcpy(to + i * kTileWords, &four[i], sizeof four[i]);
-    }
-  }
-
-  void shrink_rows(const Partial& result, std::int64_t row_count) const {
-    for (std::int64_t row = 0; row < row_count; ++row) {
-      if (shrink_[row] == 1.0f) continue;
-      const auto factor = S::broadcast(shrink_[row]);
-      for (std::int64_t d = 0; d < result.strips * kStrip; d += W) {
-        S::store(result.at(row, d), S::load(result.at(row, d)) * factor);
-      }
     }
   }
 

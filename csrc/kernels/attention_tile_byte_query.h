@@ -57,7 +57,7 @@ class TileByteQuery {
     for (std::int64_t tile = 0; tile < row_tiles_; ++tile) {
       for (std::int64_t i = 0; i < kTileRows; ++i) {
         const std::int64_t row = tile * kTileRows + i;
-        pack_row(names, row < row_count ? row : row_count - 1, lines_ + i * p_.key_width);
+        gather_query<W>(p_, names, row < row_count ? row : row_count - 1, 1.0f, lines_ + i * p_.key_width, p_.key_width);
       }
       turn();
       for (std::int64_t group = 0; group < groups(p_); ++group) cut_group(tile, group);
@@ -66,14 +66,6 @@ class TileByteQuery {
   }
 
  private:
-  void pack_row(const RowNames& names, std::int64_t row, float* to) const {
-    __builtin_memset(to, 0, p_.key_width * sizeof(float));
-    const std::int64_t token = names.token(row), head = names.head(row);
-    scale_part<W>(p_.a, token, head, 1.0f, to);
-    if (p_.b.width == 0) return;
-    scale_part<W>(p_.b, token, head, 1.0f, to + p_.key_width - (p_.b_blocks - head * p_.b_blocks / p_.heads) * p_.b.width);
-  }
-
   // lines_ [row][column] to columns_ [column][row].
   void turn() const {
     for (std::int64_t d = 0; d < p_.key_width; d += W) {

@@ -54,7 +54,7 @@ class TileChunk : private TileSums {
            std::int64_t first, std::int64_t width, Ahead& ahead) {
     const std::int64_t row_tiles = (row_count + kTileRows - 1) / kTileRows;
     for (std::int64_t tile = 0; tile < row_tiles; ++tile) cut_weights(tile, count);
-    shrink_rows(result, row_count, shrink_);
+    shrink_rows<W>(result, row_count, shrink_);
     const std::int64_t steps = (count + kTileDepth - 1) / kTileDepth;
     const std::int64_t strips = (width + kStrip - 1) / kStrip;
     for (std::int64_t d = 0; d < width; d += kStrip) {

@@ -56,7 +56,7 @@ class TileCodeChunk : private TileSums {
   template <typename T>
   void sum(const Partial& result, std::int64_t row_count, const char* const*, std::int64_t count, std::int64_t,
            std::int64_t, Ahead& ahead) {
-    shrink_rows(result, row_count, shrink_);
+    shrink_rows<W>(result, row_count, shrink_);
     const std::int64_t row_tiles = (row_count + kTileRows - 1) / kTileRows;
     for (std::int64_t tile = 0; tile < row_tiles; ++tile) turn_weights(tile, count);
     if (rounds_) return sum_strips<kRoundedTerms>(result, row_tiles, count, ahead);

@@ -42,7 +42,7 @@ class TileQuery {
     for (std::int64_t tile = 0; tile < row_tiles_; ++tile) {
       for (std::int64_t i = 0; i < kTileRows; ++i) {
         const std::int64_t row = tile * kTileRows + i;
-        pack_row(names, row < row_count ? row : row_count - 1, lines_ + i * p_.key_width);
+        gather_query<W>(p_, names, row < row_count ? row : row_count - 1, 1.0f, lines_ + i * p_.key_width, p_.key_width);
       }
       for (std::int64_t step = 0; step < steps(p_); ++step) pack_tile(tile, step);
     }
@@ -50,14 +50,6 @@ class TileQuery {
 
  private:
   static bool is_short(const QueryPart& part) { return part.width == 0 || part.dtype == DType::bf16; }
-
-  void pack_row(const RowNames& names, std::int64_t row, float* to) const {
-    __builtin_memset(to, 0, p_.key_width * sizeof(float));
-    const std::int64_t token = names.token(row), head = names.head(row);
-    scale_part<W>(p_.a, token, head, 1.0f, to);
-    if (p_.b.width == 0) return;
-    scale_part<W>(p_.b, token, head, 1.0f, to + p_.key_width - (p_.b_blocks - head * p_.b_blocks / p_.heads) * p_.b.width);
-  }
 
   // Codes are staged in an order of their own.
   void pack_tile(std::int64_t row_tile, std::int64_t step) const {

@@ -37,16 +37,6 @@ class TileSums {
     return values_ + (step * (kStrip / W) + column) * kTileWords;
   }
 
-  static void shrink_rows(const Partial& result, std::int64_t row_count, const float* shrink) {
-    for (std::int64_t row = 0; row < row_count; ++row) {
-      if (shrink[row] == 1.0f) continue;
-      const auto factor = S::broadcast(shrink[row]);
-      for (std::int64_t d = 0; d < result.strips * kStrip; d += W) {
-        S::store(result.at(row, d), S::load(result.at(row, d)) * factor);
-      }
-    }
-  }
-
   // Four accumulators at once, so that products need not wait for each other: two row tiles if there are, else columns.
   // `column_tiles` is even.
   template <int Terms>

@@ -16,6 +16,7 @@ constexpr std::int64_t kMostTokens = 64;  // of any chunk
 
 constexpr int kNarrowTokens = 4;  // at once against few rows
 
+
 // Columns [from, to).
 struct Range {
   std::int64_t from, to;
@@ -26,7 +27,7 @@ struct Range {
 struct Ahead {
   const char* rows[kMostTokens] = {};
   std::int64_t row_count = 0, first_byte = 0, end_byte = 0, row = 0;
-  const char *line = nullptr, *end = nullptr;  // of the row; after the last row, none
+  const char *line = nullptr, *end = nullptr;  // of rows that follow each other; after the last row, none
   int lines = 0;                               // to ask for at each step
 
   // Bytes `first` ... `last` - 1 of `count` rows that are in `rows`.
@@ -34,18 +35,24 @@ struct Ahead {
     row_count = count;
     first_byte = first;
     end_byte = last;
-    take_row();
+    take_rows();
   }
 
+  // Some more than there are do no harm.
   [[gnu::always_inline]] void step() {
-    for (int i = lines; i > 0; --i) {
-      __builtin_prefetch(line, 0, 2);
-      line += kLine;
-      if (line < end) continue;
-      ++row;
-      take_row();
-      if (line == nullptr) return;
-    }
+    if (lines == 0) return;
+    for (int i = lines; i > 0; --i, line += kLine) __builtin_prefetch(line, 0, 2);
+    if (line >= end) take_rows();
+  }
+
+  // The same where the number of lines follows from what was read: neither loop nor counter.
+  template <int Lines>
+  [[gnu::always_inline]] void ask() {
+    if (line == nullptr) return;
+#pragma GCC unroll 32
+    for (int i = 0; i < Lines; ++i) __builtin_prefetch(line + i * kLine, 0, 2);
+    line += Lines * kLine;
+    if (line >= end) take_rows();
   }
 
   // Lines per step, so that `steps` of them ask for this share of all.
@@ -57,19 +64,32 @@ struct Ahead {
   static constexpr std::int64_t kLine = 64;
 
  private:
-  void take_row() {
-    if (row < row_count) {
-      line = rows[row] + first_byte;
-      end = rows[row] + end_byte;
-    } else {
+  void take_rows() {
+    if (row == row_count) {
       line = end = nullptr;
       lines = 0;
+      return;
     }
+    line = rows[row] + first_byte;
+    do {
+      end = rows[row++] + end_byte;
+    } while (row < row_count && rows[row] + first_byte == end);
   }
 };
 
+// What inner loops do without counting and between two steps of `ahead`: with a counter for every column, a seventh of all
+// instructions were not arithmetic.
 constexpr std::int64_t kStepColumns = 8;
 constexpr std::int64_t kStepTerms = 8;
+
+// For eight lines that few rows read of a chunk, so many of the next chunk are asked for.
+constexpr std::int64_t kFewAskedByDot = 4, kFewAskedBySum = 5;
+
+// `share` eighths of the lines of `elements` elements of T.
+template <typename T>
+constexpr int lines_of(std::int64_t elements, std::int64_t share) {
+  return elements * sizeof(T) * share / (8 * Ahead::kLine);
+}
 
 // scores[token][row] += keys[token] · q[row] over the columns of `range` for `Tokens` tokens and
 // Vectors * W rows; q is [columns][Vectors * W].
@@ -82,22 +102,24 @@ void dot_wide(const float* q, const float* keys, Range range, float* scores, Ahe
 #pragma GCC unroll 32
     for (int v = 0; v < Vectors; ++v) sum[t][v] = S::load(scores + t * kRows + v * W);
   }
-  for (std::int64_t d = range.from; d < range.to;) {
-    const std::int64_t stop = d + kStepColumns < range.to ? d + kStepColumns : range.to;
-    for (; d < stop; ++d) {
-      const float *key = keys + d, *query = q + d * Vectors * W;
-      typename S::F lanes[Vectors];
+  const auto add = [&](std::int64_t d) [[gnu::always_inline]] {
+    typename S::F lanes[Vectors];
 #pragma GCC unroll 32
-      for (int v = 0; v < Vectors; ++v) lanes[v] = S::load(query + v * W);
+    for (int v = 0; v < Vectors; ++v) lanes[v] = S::load(q + (d * Vectors + v) * W);
 #pragma GCC unroll 32
-      for (int t = 0; t < Tokens; ++t) {
-        const auto value = S::broadcast(key[t * kStrip]);
+    for (int t = 0; t < Tokens; ++t) {
+      const auto value = S::broadcast(keys[t * kStrip + d]);
 #pragma GCC unroll 32
-        for (int v = 0; v < Vectors; ++v) sum[t][v] = S::fma(value, lanes[v], sum[t][v]);
-      }
+      for (int v = 0; v < Vectors; ++v) sum[t][v] = S::fma(value, lanes[v], sum[t][v]);
     }
+  };
+  std::int64_t d = range.from;
+  for (; d + kStepColumns <= range.to; d += kStepColumns) {
+#pragma GCC unroll 32
+    for (int i = 0; i < kStepColumns; ++i) add(d + i);
     ahead.step();
   }
+  for (; d < range.to; ++d) add(d);
 #pragma GCC unroll 32
   for (int t = 0; t < Tokens; ++t) {
 #pragma GCC unroll 32
@@ -134,23 +156,26 @@ void dot_direct(const float* q, std::int64_t q_stride, const T* const* keys, Ran
   typename S::F sum[Tokens][Rows][kSums] = {};
   const T* key[Tokens];
   for (int t = 0; t < Tokens; ++t) key[t] = keys[t];
-  for (std::int64_t d = range.from; d < range.to;) {
-    const std::int64_t stop = d + kStrip < range.to ? d + kStrip : range.to;
-    for (; d < stop; d += 2 * W) {
+  const auto add = [&](std::int64_t d) [[gnu::always_inline]] {
 #pragma GCC unroll 32
-      for (int t = 0; t < Tokens; ++t) {
-        typename S::F a, b;
-        load_two<W>(key[t] + d, a, b);
+    for (int t = 0; t < Tokens; ++t) {
+      typename S::F a, b;
+      load_two<W>(key[t] + d, a, b);
 #pragma GCC unroll 32
-        for (int r = 0; r < Rows; ++r) {
-          auto &first = sum[t][r][0], &last = sum[t][r][kSums - 1];
-          first = S::fma(a, S::load(q + r * q_stride + d), first);
-          last = S::fma(b, S::load(q + r * q_stride + d + W), last);
-        }
+      for (int r = 0; r < Rows; ++r) {
+        auto &first = sum[t][r][0], &last = sum[t][r][kSums - 1];
+        first = S::fma(a, S::load(q + r * q_stride + d), first);
+        last = S::fma(b, S::load(q + r * q_stride + d + W), last);
       }
     }
-    ahead.step();
+  };
+  std::int64_t d = range.from;
+  for (; d + kStrip <= range.to; d += kStrip) {
+#pragma GCC unroll 32
+    for (int column = 0; column < kStrip; column += 2 * W) add(d + column);
+    ahead.ask<lines_of<T>(Tokens * kStrip, kFewAskedByDot)>();
   }
+  for (; d < range.to; d += 2 * W) add(d);
 #pragma GCC unroll 32
   for (int t = 0; t < Tokens; ++t) {
 #pragma GCC unroll 32
@@ -173,21 +198,24 @@ void sum_tile(const float* weights, const float* values, std::int64_t terms, con
 #pragma GCC unroll 32
     for (int v = 0; v < Vectors; ++v) sum[r][v] = S::load(out + r * kStrip + v * W) * factor;
   }
-  for (std::int64_t term = 0; term < terms;) {
-    const std::int64_t stop = term + kStepTerms < terms ? term + kStepTerms : terms;
-    for (; term < stop; ++term, weights += kRows, values += kStrip) {
-      typename S::F value[Vectors];
+  const auto add = [&](std::int64_t term) [[gnu::always_inline]] {
+    typename S::F value[Vectors];
 #pragma GCC unroll 32
-      for (int v = 0; v < Vectors; ++v) value[v] = S::load(values + v * W);
+    for (int v = 0; v < Vectors; ++v) value[v] = S::load(values + term * kStrip + v * W);
 #pragma GCC unroll 32
-      for (int r = 0; r < Rows; ++r) {
-        const auto weight = S::broadcast(weights[r]);
+    for (int r = 0; r < Rows; ++r) {
+      const auto weight = S::broadcast(weights[term * kRows + r]);
 #pragma GCC unroll 32
-        for (int v = 0; v < Vectors; ++v) sum[r][v] = S::fma(weight, value[v], sum[r][v]);
-      }
+      for (int v = 0; v < Vectors; ++v) sum[r][v] = S::fma(weight, value[v], sum[r][v]);
     }
+  };
+  std::int64_t term = 0;
+  for (; term + kStepTerms <= terms; term += kStepTerms) {
+#pragma GCC unroll 32
+    for (int i = 0; i < kStepTerms; ++i) add(term + i);
     ahead.step();
   }
+  for (; term < terms; ++term) add(term);
 #pragma GCC unroll 32
   for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 32
@@ -215,24 +243,27 @@ void sum_direct(const float* weights, const T* const* values, std::int64_t first
       b = S::load(at(r, p) + W) * factor;
     }
   }
-  for (std::int64_t term = 0; term < terms;) {
-    const std::int64_t stop = term + kStepTerms < terms ? term + kStepTerms : terms;
-    for (; term < stop; ++term, weights += kRows) {
-      const T* from = values[term] + first;
+  const auto add = [&](std::int64_t term) [[gnu::always_inline]] {
+    const T* from = values[term] + first;
 #pragma GCC unroll 32
-      for (int p = 0; p < Pairs; ++p) {
-        typename S::F a, b;
-        load_two<W>(from + p * 2 * W, a, b);
+    for (int p = 0; p < Pairs; ++p) {
+      typename S::F a, b;
+      load_two<W>(from + p * 2 * W, a, b);
 #pragma GCC unroll 32
-        for (int r = 0; r < Rows; ++r) {
-          const auto weight = S::broadcast(weights[r]);
-          sum[r][2 * p] = S::fma(weight, a, sum[r][2 * p]);
-          sum[r][2 * p + 1] = S::fma(weight, b, sum[r][2 * p + 1]);
-        }
+      for (int r = 0; r < Rows; ++r) {
+        const auto weight = S::broadcast(weights[term * kRows + r]);
+        sum[r][2 * p] = S::fma(weight, a, sum[r][2 * p]);
+        sum[r][2 * p + 1] = S::fma(weight, b, sum[r][2 * p + 1]);
       }
     }
-    ahead.step();
+  };
+  std::int64_t term = 0;
+  for (; term + kStepTerms <= terms; term += kStepTerms) {
+#pragma GCC unroll 32
+    for (int i = 0; i < kStepTerms; ++i) add(term + i);
+    ahead.ask<lines_of<T>(kStepTerms * Pairs * 2 * W, kFewAskedBySum)>();
   }
+  for (; term < terms; ++term) add(term);
 #pragma GCC unroll 32
   for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 32

@@ -2,6 +2,7 @@
 
 const at = (id) => document.getElementById(id);
 const KEY = "latentkv-key";
+const WRITE_EVERY_MS = 50;
 let conversation = [];
 let running = null;
 
@@ -36,11 +37,14 @@ async function send() {
   const answer = say("assistant", "");
   busy(new AbortController());
   const abort = running;
+  const writing = writer(answer);
   let said = "";
   try {
-    const told = await stream(mine, abort.signal, (piece) => { said += piece; grow(answer, piece); });
+    const told = await stream(mine, abort.signal, (piece) => { said += piece; writing.write(piece); });
+    writing.flush();
     finish(answer, told);
   } catch (error) {
+    writing.flush();
     finish(answer, abort.signal.aborted ? "stopped" : error.message, { failed: !abort.signal.aborted });
     if (!said && !abort.signal.aborted && conversation === mine) at("prompt").value = text;
   }
@@ -143,6 +147,23 @@ function say(role, text) {
   at("messages").append(item);
   item.scrollIntoView({ block: "end" });
   return item;
+}
+
+// Pieces are shown a few at a time: each time the whole answer is laid out anew, and a page that does so for every token of a fast
+// model no longer hears its keys.
+function writer(item) {
+  let waiting = "", timer = null;
+  const flush = () => {
+    clearTimeout(timer);
+    timer = null;
+    if (waiting) grow(item, waiting);
+    waiting = "";
+  };
+  const write = (piece) => {
+    waiting += piece;
+    timer ??= setTimeout(flush, WRITE_EVERY_MS);
+  };
+  return { write, flush };
 }
 
 function grow(item, piece) {

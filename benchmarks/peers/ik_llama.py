@@ -109,7 +109,9 @@ def run(path: str) -> None:
         setattr(api, name, with_mla(getattr(api, name), field))
     # Its package asks for AVX-VNNI before it allows flash attention, which ran here and is the faster.
     llama._cpu_has_avx_vnni = lambda: True
-    context = llama.IkLlama(path, n_ctx=CONTEXT, n_threads=2)._context
+    # Kept: the context is freed with it.
+    engine = llama.IkLlama(path, n_ctx=CONTEXT, n_threads=2)
+    context = engine._context
 
     def feed(batch: Any) -> None:
         if context.decode(batch) != 0:

@@ -1,8 +1,10 @@
-// Per-head products of tokens with the two halves of W_UKV, on attention's tiles. Reference: src/latentkv/ops/absorb.py.
+// Per-head products of tokens with the two halves of W_UKV. Reference: src/latentkv/ops/absorb.py. Here on attention's tiles; what
+// needs columns of w goes there on matrix tiles only.
 #pragma once
 
 #include "kernels/attention_engines.h"
 #include "kernels/project_few.h"
+#include "kernels/project_tiles.h"
 
 namespace latentkv::LATENTKV_ISA {
 
@@ -43,8 +45,26 @@ class ProjectWorker {
     p_.w_dtype == DType::f32 ? rows_typed<float>(first, count, head) : rows_typed<bf16>(first, count, head);
   }
 
-  void columns(std::int64_t first, std::int64_t count, std::int64_t head) {
-    p_.w_dtype == DType::f32 ? columns_typed<float>(first, count, head) : columns_typed<bf16>(first, count, head);
+  // w is bf16.
+  void columns(std::int64_t first, std::int64_t tokens, std::int64_t head) {
+    const char* rows[Chunk::kTokens];
+    sums_.clear(tokens);
+    for (std::int64_t row = 0; row < kRows; ++row) chunk_.shrink()[row] = 1.0f;
+    for (std::int64_t k = 0; k < p_.x.width; k += Chunk::kTokens) {
+      Ahead none;
+      const std::int64_t count = weight_rows(head, k, p_.x.width, rows);
+      for (std::int64_t row = 0; row < tokens; row += W) {
+        for (std::int64_t i = 0; i < count; i += W) {
+          turn_in(first + row, tokens - row, head, k + i, count - i, chunk_.scores() + i * kRows + row);
+        }
+      }
+      chunk_.template sum<bf16>(sums_, tokens, rows, count, 0, p_.out_width, none);
+    }
+    for (std::int64_t row = 0; row < tokens; ++row) {
+      const std::int64_t at = (first + row) * p_.out_token_stride + head * p_.out_head_stride;
+      p_.out_dtype == DType::f32 ? write_columns(row, static_cast<float*>(p_.out) + at)
+                                 : write_columns(row, static_cast<bf16*>(p_.out) + at);
+    }
   }
 
  private:
@@ -128,31 +148,9 @@ class ProjectWorker {
     width == W ? S::store(to, value) : S::store_part(to, value, width);
   }
 
-  template <typename T>
-  void columns_typed(std::int64_t first, std::int64_t tokens, std::int64_t head) {
-    const char* rows[Chunk::kTokens];
-    sums_.clear(tokens);
-    for (std::int64_t row = 0; row < kRows; ++row) chunk_.shrink()[row] = 1.0f;
-    for (std::int64_t k = 0; k < p_.x.width; k += Chunk::kTokens) {
-      Ahead none;
-      const std::int64_t count = weight_rows(head, k, p_.x.width, rows);
-      for (std::int64_t row = 0; row < tokens; row += W) {
-        for (std::int64_t i = 0; i < count; i += W) {
-          turn_in(first + row, tokens - row, head, k + i, count - i, chunk_.scores() + i * kRows + row);
-        }
-      }
-      chunk_.template sum<T>(sums_, tokens, rows, count, 0, p_.out_width, none);
-    }
-    for (std::int64_t row = 0; row < tokens; ++row) {
-      const std::int64_t at = (first + row) * p_.out_token_stride + head * p_.out_head_stride;
-      p_.out_dtype == DType::f32 ? write_columns<T>(row, static_cast<float*>(p_.out) + at)
-                                 : write_columns<T>(row, static_cast<bf16*>(p_.out) + at);
-    }
-  }
-
-  template <typename T, typename To>
+  template <typename To>
   void write_columns(std::int64_t row, To* to) const {
-    write_out<W, kPartedSums<Engine, T>>(sums_, row, 1.0f, p_.out_width, to);
+    write_out<W, kPartedSums<Engine, bf16>>(sums_, row, 1.0f, p_.out_width, to);
   }
 
   const ProjectParams& p_;
@@ -162,23 +160,23 @@ class ProjectWorker {
   Partial sums_;
 };
 
+inline bool fits_matrix_tiles(const ProjectParams& p) {
+  return kHasTiles && p.w_dtype == DType::bf16 && p.x.width % kTileDepth == 0 && p.out_width % kTileDepth == 0;
+}
+
 // `use` with the worker for these weights and tokens as its template argument.
 template <int W, typename Use>
 auto with_project_worker(const ProjectParams& p, Use use) {
   if constexpr (kHasTiles) {
-    const bool whole = p.x.width % kTileDepth == 0 && p.out_width % kTileDepth == 0;
-    if (p.w_dtype == DType::bf16 && whole && p.tokens >= TileChunk::kLeastRows) {
-      return use.template operator()<ProjectWorker<W, TileEngine>>();
-    }
+    if (fits_matrix_tiles(p) && p.tokens >= TileChunk::kLeastRows) return use.template operator()<ProjectWorker<W, TileEngine>>();
   }
   return use.template operator()<ProjectWorker<W, VectorEngine<W>>>();
 }
 
 template <int W>
 std::int64_t project_scratch(const ProjectParams& p) {
-  const std::int64_t few = project_few_scratch<W>(p);
   const std::int64_t tiles = with_project_worker<W>(p, [&]<typename Worker>() { return Worker::floats(p); });
-  return few > tiles ? few : tiles;
+  return larger(tiles, larger(project_few_scratch<W>(p), project_tiles_scratch<W>(p)));
 }
 
 // Tiles of tokens, and heads where each has its own x.
@@ -217,12 +215,16 @@ void project_rows(const ProjectParams& p) {
   with_project_worker<W>(p, [&]<typename Worker>() { project_rows_with<Worker>(p); });
 }
 
+// Matrix tiles are full with so many tokens.
+constexpr std::int64_t kFullTile = 16;
+
 template <int W>
 void project_columns(const ProjectParams& p) {
-  if (p.tokens <= kFewTokens) {
-    return p.w_dtype == DType::f32 ? project_few_columns<W, float>(p) : project_few_columns<W, bf16>(p);
+  if constexpr (kHasTiles) {
+    if (fits_matrix_tiles(p) && p.tokens >= kFullTile) return project_columns_with<ProjectWorker<W, TileEngine>>(p);
   }
-  with_project_worker<W>(p, [&]<typename Worker>() { project_columns_with<Worker>(p); });
+  if (p.tokens > kFewTokens) return project_column_tiles<W>(p);
+  p.w_dtype == DType::f32 ? project_few_columns<W, float>(p) : project_few_columns<W, bf16>(p);
 }
 
 }  // namespace latentkv::LATENTKV_ISA

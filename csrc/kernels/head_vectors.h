@@ -154,8 +154,9 @@ class HeadVectors {
     const std::int64_t seen = seen_by(p_, first + count - 1), end = begin + stretch_;
     if (begin > 0 && begin >= seen) return;
     const std::int64_t context = p_.attention.sequences[0].context_len;
-    attention_.run({0, head, first, count, begin, end < context ? end : context, begin > 0 ? slot : -1,
-                    end < seen ? slot : -1});
+    const AttentionItem item{0, head, first, count, begin, end < context ? end : context, begin > 0 ? slot : -1,
+                             end < seen ? slot : -1};
+    attention_.run(item, [] { return static_cast<const AttentionItem*>(nullptr); });
   }
 
   const HeadFormParams& p_;

@@ -104,6 +104,7 @@ class AttentionWorker {
   }
 
   void ask(Ahead& ahead, const AttentionItem& item, std::int64_t count) const {
+    if constexpr (kExpanded<T>) return ahead.start(1, 0, p_.page_stride * sizeof(T));
     const std::int64_t first_byte = item.group * p_.key_step * sizeof(T);
     ahead.start(count, first_byte, kCoded<T> ? p_.codes.row_bytes : first_byte + p_.key_width * sizeof(T));
   }

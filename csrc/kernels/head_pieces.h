@@ -17,9 +17,8 @@ inline std::int64_t piece_tokens(const HeadFormParams& p) {
   return (each < tiles ? each : tiles) * kRows;
 }
 
-// Context tokens expanded at once, in whole chunks of matrix tiles.
-inline std::int64_t stretch_tokens(const HeadFormParams& p, std::int64_t token_bytes) {
-  constexpr std::int64_t step = kMostTokens;
+// Context tokens expanded at once, in chunks of `step`.
+inline std::int64_t stretch_tokens(const HeadFormParams& p, std::int64_t token_bytes, std::int64_t step) {
   const std::int64_t context = round_up(p.attention.sequences[0].context_len, step);
   const std::int64_t fitting = p.stretch_bytes / token_bytes / step * step;
   const std::int64_t most = fitting < step ? step : fitting;

@@ -87,7 +87,7 @@ class AttentionWorker {
       if (next > 0) {
         ask(ahead, *item_, next);
       } else if (const AttentionItem* after = follow()) {
-        ask(ahead, *after, find_chunk(*after, after->context_begin, after->context_end, ahead.rows));
+        ask_first(ahead, *after);
       }
       compute(rows, begin, count, ahead);
       begin += count;
@@ -103,6 +103,20 @@ class AttentionWorker {
     return count;
   }
 
+  // What an item is waited for at first: its context's rows, or its queries where the context was just expanded.
+  void ask_first(Ahead& ahead, const AttentionItem& item) const {
+    if constexpr (!kExpanded<T>) {
+      return ask(ahead, item, find_chunk(item, item.context_begin, item.context_end, ahead.rows));
+    }
+    const RowNames rows = names(item);
+    const std::int64_t bytes = p_.a.dtype == DType::f32 ? 4 : 2;
+    for (std::int64_t row = 0; row < item.row_count; ++row) {
+      const std::int64_t at = rows.token(row) * p_.a.token_stride + rows.head(row) * p_.a.head_stride;
+      ahead.rows[row] = static_cast<const char*>(p_.a.data) + at * bytes;
+    }
+    ahead.start(item.row_count, 0, p_.a.width * bytes);
+  }
+
   void ask(Ahead& ahead, const AttentionItem& item, std::int64_t count) const {
     if constexpr (kExpanded<T>) return ahead.start(1, 0, p_.page_stride * sizeof(T));
     const std::int64_t first_byte = item.group * p_.key_step * sizeof(T);
@@ -110,6 +124,7 @@ class AttentionWorker {
   }
 
   void compute(const char* const* rows, std::int64_t begin, std::int64_t count, Ahead& ahead) {
+    if constexpr (requires { chunk_.see(seen_, begin); }) chunk_.see(begin + count > seen_by_all_ ? seen_ : nullptr, begin);
     chunk_.template dot<T>(query_, rows, count, item_->group * p_.key_step, p_.key_width, ahead);
     for (std::int64_t row = 0; row < item_->row_count; row += W) softmax(begin, count, row);
     chunk_.template sum<T>(result_, item_->row_count, rows, count, value_start(), p_.value_width, ahead);

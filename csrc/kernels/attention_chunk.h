@@ -27,6 +27,13 @@ class Chunk {
     return other;
   }
 
+  // Of each row, how many tokens of the context it sees; null where all see all of this chunk, which begins at `begin`.
+  // What comes later than all rows of a tile see is not computed.
+  void see(const std::int64_t* seen, std::int64_t begin) {
+    seen_ = seen;
+    begin_ = begin;
+  }
+
   // [kRows]: what sums so far are to be multiplied with.
   float* shrink() const { return shrink_; }
 
@@ -69,6 +76,16 @@ class Chunk {
     }
   }
 
+  // How many of `count` tokens any of these rows sees.
+  std::int64_t seen_by(std::int64_t first_row, std::int64_t rows, std::int64_t count) const {
+    if (seen_ == nullptr) return count;
+    std::int64_t most = 0;
+    for (std::int64_t row = first_row; row < first_row + rows; ++row) {
+      most = seen_[row] - begin_ > most ? seen_[row] - begin_ : most;
+    }
+    return most < count ? most : count;
+  }
+
   static std::int64_t steps(const PackedQuery<W>& query, std::int64_t width, std::int64_t count) {
     std::int64_t steps = 0;
     for (const Panel& panel : query) {
@@ -96,10 +113,11 @@ class Chunk {
           if constexpr (!kReadInPlace<T>) dot_narrow_strip(panel, query.stride(), keys, from, to, count, ahead);
           continue;
         }
+        const std::int64_t seen = seen_by(panel.first_row, panel.rows, count);
         for (int i = 0; i < panel.range_count; ++i) {
           const Range range{from > panel.ranges[i].from ? from : panel.ranges[i].from,
                             to < panel.ranges[i].to ? to : panel.ranges[i].to};
-          if (range.from < range.to) dot_panel(panel, keys, from, {range.from - from, range.to - from}, count, ahead);
+          if (range.from < range.to) dot_panel(panel, keys, from, {range.from - from, range.to - from}, seen, ahead);
         }
       }
     }
@@ -195,9 +213,10 @@ class Chunk {
     constexpr int most = kStrip / W;
     constexpr int wanted = Rows == 1 ? 8 : Rows == 2 ? 4 : Tile<W>::sum_vectors;
     constexpr int vectors = wanted < most ? wanted : most;
+    const std::int64_t seen = seen_by(row, Rows, count);
     out += row * kStrip;
     for (std::int64_t d = 0; d < kStrip; d += vectors * W) {
-      sum_tile<W, Rows, vectors>(scores_ + row, values + d, count, shrink_ + row, out + d, ahead);
+      sum_tile<W, Rows, vectors>(scores_ + row, values + d, seen, shrink_ + row, out + d, ahead);
     }
   }
 
@@ -217,6 +236,8 @@ class Chunk {
 
   const RowCodes& codes_;
   float *strip_, *scores_, *shrink_;
+  const std::int64_t* seen_ = nullptr;
+  std::int64_t begin_ = 0;
 };
 
 }  // namespace latentkv::LATENTKV_ISA

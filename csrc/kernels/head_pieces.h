@@ -6,7 +6,7 @@
 namespace latentkv::LATENTKV_ISA {
 
 // Tiles of one piece: more would keep more unfinished results; fewer would not pay for expanding the context again.
-constexpr std::int64_t kMostPieceTiles = 64, kLeastPieceTiles = 8;
+constexpr std::int64_t kMostPieceTiles = 128, kLeastPieceTiles = 8;
 constexpr std::int64_t kPiecesPerThread = 4;
 
 inline std::int64_t piece_tokens(const HeadFormParams& p) {

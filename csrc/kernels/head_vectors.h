@@ -39,7 +39,9 @@ class HeadVectors {
       const std::int64_t end = begin + stretch_ < seen ? begin + stretch_ : seen;
       if (begin < end) strips_.expand(head, begin, end - begin);
       for (std::int64_t row = 0; row < count; row += kRows) {
-        attend(head, first + row, count - row < kRows ? count - row : kRows, row / kRows, begin);
+        const AttentionItem item = tile(head, first, row, count, begin), next = tile(head, first, row + kRows, count, begin);
+        if (item.context_begin >= item.context_end && begin > 0) continue;
+        attention_.run(item, [&] { return next.row_count > 0 ? &next : nullptr; });
       }
       begin += stretch_;
     } while (begin < seen);
@@ -65,14 +67,12 @@ class HeadVectors {
     return inner;
   }
 
-  // One tile of new tokens against the stretch that begins at `begin`, if it sees any of it.
-  void attend(std::int64_t head, std::int64_t first, std::int64_t count, std::int64_t slot, std::int64_t begin) {
-    const std::int64_t seen = seen_by(p_, first + count - 1), end = begin + stretch_;
-    if (begin > 0 && begin >= seen) return;
-    const std::int64_t context = p_.attention.sequences[0].context_len;
-    const AttentionItem item{0, head, first, count, begin, end < context ? end : context, begin > 0 ? slot : -1,
-                             end < seen ? slot : -1};
-    attention_.run(item, [] { return static_cast<const AttentionItem*>(nullptr); });
+  // Of `count` new tokens from `first` on, those from `row` on against the stretch that begins at `begin`, if they see any of
+  // it.
+  AttentionItem tile(std::int64_t head, std::int64_t first, std::int64_t row, std::int64_t count, std::int64_t begin) const {
+    const std::int64_t rows = count - row < kRows ? count - row : kRows, slot = row / kRows;
+    const std::int64_t seen = seen_by(p_, first + row + rows - 1), end = begin + stretch_;
+    return {0, head, first + row, rows, begin, seen < end ? seen : end, begin > 0 ? slot : -1, end < seen ? slot : -1};
   }
 
   const HeadFormParams& p_;

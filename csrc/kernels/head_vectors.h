@@ -27,7 +27,7 @@ class HeadVectors {
   }
 
   static std::int64_t floats(const HeadFormParams& p) {
-    const std::int64_t slots = piece_tokens(p) / kRows * Partial::floats(value_strips(p.attention));
+    const std::int64_t slots = HeadPieces(p).most_tokens() / kRows * Partial::floats(value_strips(p.attention));
     return round_up(Strips::floats(p) + page_words(p) + Attention::floats(inner(p)) + slots, 16);
   }
 

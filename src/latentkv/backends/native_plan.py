@@ -156,7 +156,8 @@ def _place(tile: _Tile, loads: list[int], share: int) -> list[int]:
     least, done = LEAST_TOKENS * tile.token_cost, 0
     for level in levels:
         while level - loads[0] >= least and tile.cost - done >= 2 * least:
-            piece = min(level - loads[0], tile.cost - done)
+            left = tile.cost - done
+            piece = level - loads[0] if level - loads[0] <= left - least else left
             heapreplace(loads, loads[0] + piece)
             done += piece
             cuts.append(round(done / tile.token_cost / CUT_TOKENS) * CUT_TOKENS)

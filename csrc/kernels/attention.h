@@ -37,7 +37,7 @@ class AttentionWorker {
     names_ = names(item);
     start();
     if (item.context_begin < end_) {
-      query_.pack(names_, item.row_count);
+      pack();
       walk(follow);
     }
     if constexpr (requires { chunk_.settle(result_, item.row_count); }) chunk_.settle(result_, item.row_count);
@@ -74,6 +74,14 @@ class AttentionWorker {
       end_ = seen > end_ ? seen : end_;
     }
     end_ = end_ < item_->context_end ? end_ : item_->context_end;
+  }
+
+  // Pieces of one context often come to one thread.
+  void pack() {
+    if (names_ == packed_ && item_->row_count == packed_rows_) return;
+    query_.pack(names_, item_->row_count);
+    packed_ = names_;
+    packed_rows_ = item_->row_count;
   }
 
   template <typename Follow>
@@ -199,7 +207,8 @@ class AttentionWorker {
   const Partial own_;
   Partial result_ = own_;
   const AttentionItem* item_ = nullptr;
-  RowNames names_{};
+  RowNames names_{}, packed_{};
+  std::int64_t packed_rows_ = 0;
   std::int64_t seen_[kRows], seen_by_all_ = 0, end_ = 0;
 };
 

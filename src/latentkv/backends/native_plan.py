@@ -21,7 +21,7 @@ CUT_TOKENS = 48
 LEAST_TOKENS = 64
 # Where the last pieces would be this long, threads get three quarters of their shares first and the rest in two such
 # pieces: cores are seldom equally fast.
-LATE_TOKENS = 8 * CUT_TOKENS
+LATE_TOKENS = 4 * CUT_TOKENS
 # What one context token costs besides its rows, in rows: reading and widening it.
 TOKEN_ROWS = 4
 # With `deterministic`, the pieces of a context depend on the sequence's own lengths alone.

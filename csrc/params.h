@@ -103,7 +103,8 @@ struct QueryPart {
   std::int64_t width, token_stride, head_stride;
 };
 
-// Where work lies; one record per item of a plan (backends/native_plan.py). A slot keeps an unfinished result.
+// Where work lies; one record per item of a plan (backends/native_plan.py). A slot keeps an unfinished result; what is loaded
+// from one is stored there again.
 struct AttentionItem {
   std::int64_t sequence, group, first_row, row_count;  // row = head in group * query_len + token
   std::int64_t context_begin, context_end;

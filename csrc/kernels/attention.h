@@ -30,17 +30,19 @@ class AttentionWorker {
     return round_up(Query::floats(p) + Chunk::floats(p) + Partial::floats(value_strips(p)), 16);
   }
 
-  void run(const AttentionItem& item) {
+  // follow() is asked when the last chunk begins: the item that comes next on this thread, or null.
+  template <typename Follow>
+  void run(const AttentionItem& item, Follow follow) {
     item_ = &item;
     names_ = names(item);
     start();
     if (item.context_begin < end_) {
-      query_.pack(names_, item.row_count);
-      walk();
+      pack();
+      walk(follow);
     }
-    if constexpr (requires { chunk_.settle(own_, item.row_count); }) chunk_.settle(own_, item.row_count);
-    if (item.store_slot >= 0) return own_.copy_to(slot(p_, item.store_slot), item.row_count);
-    for (std::int64_t row = 0; row < item.row_count; ++row) finish_row<W, kParted>(p_, names_, own_, row);
+    if constexpr (requires { chunk_.settle(result_, item.row_count); }) chunk_.settle(result_, item.row_count);
+    if (item.store_slot >= 0) return;
+    for (std::int64_t row = 0; row < item.row_count; ++row) finish_row<W, kParted>(p_, names_, result_, row);
   }
 
   // The merged result of one row of `merge`.
@@ -56,9 +58,11 @@ class AttentionWorker {
     return {sequence.query_start, sequence.query_len, rows.first_row, rows.group * (p_.heads / p_.groups)};
   }
 
-  // What was kept of these rows, if anything, and how much of the context they see.
+  // Where the result is kept, with what there is of it, and how much of the context these rows see.
   void start() {
-    item_->load_slot < 0 ? own_.clear(item_->row_count) : slot(p_, item_->load_slot).copy_to(own_, item_->row_count);
+    const std::int64_t kept = item_->load_slot < 0 ? item_->store_slot : item_->load_slot;
+    result_ = kept < 0 ? own_ : slot(p_, kept);
+    if (item_->load_slot < 0) result_.clear(item_->row_count);
     const AttentionSequence& sequence = p_.sequences[item_->sequence];
     seen_by_all_ = sequence.context_len;
     end_ = 0;
@@ -72,18 +76,27 @@ class AttentionWorker {
     end_ = end_ < item_->context_end ? end_ : item_->context_end;
   }
 
-  void walk() {
-    const ContextRows context(p_, item_->sequence);
+  // Pieces of one context often come to one thread.
+  void pack() {
+    if (names_ == packed_ && item_->row_count == packed_rows_) return;
+    query_.pack(names_, item_->row_count);
+    packed_ = names_;
+    packed_rows_ = item_->row_count;
+  }
+
+  template <typename Follow>
+  void walk(Follow follow) {
     const char* rows[Chunk::kTokens];
     std::int64_t begin = item_->context_begin;
-    std::int64_t count = chunk_from(begin);
-    context.find(begin, begin + count, sizeof(T), rows);
+    std::int64_t count = find_chunk(*item_, begin, end_, rows);
     while (count > 0) {
       Ahead ahead;
-      const std::int64_t next = chunk_from(begin + count);
-      context.find(begin + count, begin + count + next, sizeof(T), ahead.rows);
-      const std::int64_t first_byte = item_->group * p_.key_step * sizeof(T);
-      ahead.start(next, first_byte, kCoded<T> ? p_.codes.row_bytes : first_byte + p_.key_width * sizeof(T));
+      const std::int64_t next = find_chunk(*item_, begin + count, end_, ahead.rows);
+      if (next > 0) {
+        ask(ahead, *item_, next);
+      } else if (const AttentionItem* after = follow()) {
+        ask_first(ahead, *after);
+      }
       compute(rows, begin, count, ahead);
       begin += count;
       count = next;
@@ -91,28 +104,52 @@ class AttentionWorker {
     }
   }
 
-  std::int64_t chunk_from(std::int64_t begin) const {
-    return end_ - begin < Chunk::kTokens ? end_ - begin : Chunk::kTokens;
+  // The rows of an item's chunk that begins at `begin`; returns their number.
+  std::int64_t find_chunk(const AttentionItem& item, std::int64_t begin, std::int64_t end, const char** rows) const {
+    const std::int64_t count = end - begin < Chunk::kTokens ? end - begin : Chunk::kTokens;
+    ContextRows(p_, item.sequence).find(begin, begin + count, sizeof(T), rows);
+    return count;
+  }
+
+  // What an item is waited for at first: its context's rows, or its queries where the context was just expanded.
+  void ask_first(Ahead& ahead, const AttentionItem& item) const {
+    if constexpr (!kExpanded<T>) {
+      return ask(ahead, item, find_chunk(item, item.context_begin, item.context_end, ahead.rows));
+    }
+    const RowNames rows = names(item);
+    const std::int64_t bytes = p_.a.dtype == DType::f32 ? 4 : 2;
+    for (std::int64_t row = 0; row < item.row_count; ++row) {
+      const std::int64_t at = rows.token(row) * p_.a.token_stride + rows.head(row) * p_.a.head_stride;
+      ahead.rows[row] = static_cast<const char*>(p_.a.data) + at * bytes;
+    }
+    ahead.start(item.row_count, 0, p_.a.width * bytes);
+  }
+
+  void ask(Ahead& ahead, const AttentionItem& item, std::int64_t count) const {
+    if constexpr (kExpanded<T>) return ahead.start(1, 0, p_.page_stride * sizeof(T));
+    const std::int64_t first_byte = item.group * p_.key_step * sizeof(T);
+    ahead.start(count, first_byte, kCoded<T> ? p_.codes.row_bytes : first_byte + p_.key_width * sizeof(T));
   }
 
   void compute(const char* const* rows, std::int64_t begin, std::int64_t count, Ahead& ahead) {
+    if constexpr (requires { chunk_.see(seen_, begin); }) chunk_.see(begin + count > seen_by_all_ ? seen_ : nullptr, begin);
     chunk_.template dot<T>(query_, rows, count, item_->group * p_.key_step, p_.key_width, ahead);
     for (std::int64_t row = 0; row < item_->row_count; row += W) softmax(begin, count, row);
-    chunk_.template sum<T>(own_, item_->row_count, rows, count, value_start(), p_.value_width, ahead);
+    chunk_.template sum<T>(result_, item_->row_count, rows, count, value_start(), p_.value_width, ahead);
   }
 
   // Scores become weights 2**(score - top); shrink is what earlier weights are to be multiplied with.
   void softmax(std::int64_t begin, std::int64_t count, std::int64_t row) {
     float* scores = chunk_.scores() + row;
     mask(begin, count, row);
-    const F before = S::load(own_.top + row);
+    const F before = S::load(result_.top + row);
     F top = largest(scores, count, before);
     top = top > before + Engine::kSlack ? top : before;
     const F base = top == S::broadcast(-kInfinity) ? S::zero() : top;
     const F shrink = exp2_nonpositive<W>(before - base);
-    const F total = S::fma(S::load(own_.total + row), shrink, weigh(scores, count, base));
-    S::store(own_.top + row, top);
-    S::store(own_.total + row, total);
+    const F total = S::fma(S::load(result_.total + row), shrink, weigh(scores, count, base));
+    S::store(result_.top + row, top);
+    S::store(result_.total + row, total);
     S::store(chunk_.shrink() + row, shrink);
   }
 
@@ -167,9 +204,11 @@ class AttentionWorker {
   const AttentionParams& p_;
   Query query_;
   Chunk chunk_;
-  Partial own_;
+  const Partial own_;
+  Partial result_ = own_;
   const AttentionItem* item_ = nullptr;
-  RowNames names_{};
+  RowNames names_{}, packed_{};
+  std::int64_t packed_rows_ = 0;
   std::int64_t seen_[kRows], seen_by_all_ = 0, end_ = 0;
 };
 
@@ -182,8 +221,9 @@ class TileOrVectorWorker {
 
   static std::int64_t floats(const AttentionParams& p) { return ByVectors::floats(p) + ByTiles::floats(p); }
 
-  void run(const AttentionItem& item) {
-    item.row_count < TileChunk::kLeastRows ? vectors_.run(item) : tiles_.run(item);
+  template <typename Follow>
+  void run(const AttentionItem& item, Follow follow) {
+    item.row_count < TileChunk::kLeastRows ? vectors_.run(item, follow) : tiles_.run(item, follow);
   }
 
   void run(const AttentionMerge& merge, std::int64_t row) {
@@ -228,13 +268,44 @@ std::int64_t attention_slot(const AttentionParams& p) {
   return Partial::floats(value_strips(p));
 }
 
+// Items for whoever is free, in their order. A thread takes the next one when the last chunk of its own begins, so that the
+// first rows of an item, too, are asked for ahead.
+class ItemQueue {
+ public:
+  explicit ItemQueue(const AttentionParams& p) : p_(p) {}
+
+  template <typename Worker>
+  void run(Worker& worker) {
+    const AttentionItem* item = take();
+    while (item != nullptr) {
+      const AttentionItem* next = nullptr;
+      bool asked = false;
+      worker.run(*item, [&] {
+        asked = true;
+        return next = take();
+      });
+      item = asked ? next : take();
+    }
+  }
+
+ private:
+  const AttentionItem* take() {
+    const std::int64_t index = __atomic_fetch_add(&next_, 1, __ATOMIC_RELAXED);
+    return index < p_.item_count ? p_.items + index : nullptr;
+  }
+
+  const AttentionParams& p_;
+  alignas(64) std::int64_t next_ = 0;
+};
+
 template <typename Worker>
 void attention_with(const AttentionParams& p) {
+  ItemQueue queue(p);
 #pragma omp parallel num_threads(p.threads)
   {
     Worker worker(p, p.scratch + omp_get_thread_num() * Worker::floats(p));
-#pragma omp for schedule(dynamic, 1)
-    for (std::int64_t i = 0; i < p.item_count; ++i) worker.run(p.items[i]);
+    queue.run(worker);
+#pragma omp barrier
 #pragma omp for schedule(dynamic, 4)
     for (std::int64_t i = 0; i < p.merge_count * kRows; ++i) {
       const AttentionMerge& merge = p.merges[i / kRows];

@@ -20,6 +20,20 @@ class Chunk {
   // [kChunk][kRows]: of a token and a row.
   float* scores() const { return scores_; }
 
+  // The same chunk, whose scores go elsewhere.
+  Chunk with_scores(float* scores) const {
+    Chunk other = *this;
+    other.scores_ = scores;
+    return other;
+  }
+
+  // Of each row, how many tokens of the context it sees; null where all see all of this chunk, which begins at `begin`.
+  // What comes later than all rows of a tile see is not computed.
+  void see(const std::int64_t* seen, std::int64_t begin) {
+    seen_ = seen;
+    begin_ = begin;
+  }
+
   // [kRows]: what sums so far are to be multiplied with.
   float* shrink() const { return shrink_; }
 
@@ -30,32 +44,46 @@ class Chunk {
     clear_scores(query);
     ahead.spread(55, steps(query, width, count));
     dot_by_strips<T>(query, rows, count, first, width, ahead);
-    if constexpr (!kCoded<T>) dot_narrow_panels<T>(query, rows, count, first, ahead);
+    if constexpr (kReadInPlace<T>) dot_narrow_panels<T>(query, rows, count, first, ahead);
   }
 
   // result = result * shrink + sum over rows of scores * values, the `width` elements from element `first` on.
   template <typename T>
   void sum(const Partial& result, std::int64_t row_count, const char* const* rows, std::int64_t count,
            std::int64_t first, std::int64_t width, Ahead& ahead) const {
-    if constexpr (!kCoded<T>) {
+    if constexpr (kReadInPlace<T>) {
       const bool whole = width % (2 * W) == 0;
       if (whole && row_count == 1) return sum_direct_all<T, 1, 4>(result, rows, count, first, width, ahead);
       if (whole && row_count == 2) return sum_direct_all<T, 2, 2>(result, rows, count, first, width, ahead);
     }
     ahead.spread(45, (row_count + Tile<W>::sum_rows - 1) / Tile<W>::sum_rows * result.strips * (kChunk / kStepTerms));
     for (std::int64_t d = 0; d < width; d += kStrip) {
-      widen<T>(rows, count, first + d, width - d < kStrip ? width - d : kStrip);
-      sum_strip(result.at(0, d), row_count, count, ahead);
+      const float* values = strip<T>(rows, count, first + d, width - d < kStrip ? width - d : kStrip);
+      sum_strip(values, result.at(0, d), row_count, count, ahead);
     }
   }
 
  private:
+  // Few rows read these as they lie, and not from strips.
+  template <typename T>
+  static constexpr bool kReadInPlace = !kCoded<T> && !kExpanded<T>;
+
   void clear_scores(const PackedQuery<W>& query) const {
     const Panel& last = *(query.end() - 1);
     const std::int64_t lanes = round_up(last.first_row + last.rows, W);
     for (std::int64_t token = 0; token < kChunk; ++token) {
       for (std::int64_t row = 0; row < lanes; row += W) Simd<W>::store(scores_ + token * kRows + row, Simd<W>::zero());
     }
+  }
+
+  // How many of `count` tokens any of these rows sees.
+  std::int64_t seen_by(std::int64_t first_row, std::int64_t rows, std::int64_t count) const {
+    if (seen_ == nullptr) return count;
+    std::int64_t most = 0;
+    for (std::int64_t row = first_row; row < first_row + rows; ++row) {
+      most = seen_[row] - begin_ > most ? seen_[row] - begin_ : most;
+    }
+    return most < count ? most : count;
   }
 
   static std::int64_t steps(const PackedQuery<W>& query, std::int64_t width, std::int64_t count) {
@@ -76,30 +104,31 @@ class Chunk {
   template <typename T>
   void dot_by_strips(const PackedQuery<W>& query, const char* const* rows, std::int64_t count, std::int64_t first,
                      std::int64_t width, Ahead& ahead) const {
-    if (!kCoded<T> && query.begin()->vectors == 0) return;
+    if (kReadInPlace<T> && query.begin()->vectors == 0) return;
     for (std::int64_t from = 0; from < width; from += kStrip) {
       const std::int64_t to = from + kStrip < width ? from + kStrip : width;
-      widen<T>(rows, count, first + from, to - from);
+      const float* keys = strip<T>(rows, count, first + from, to - from);
       for (const Panel& panel : query) {
         if (panel.vectors == 0) {
-          if constexpr (kCoded<T>) dot_narrow_strip(panel, query.stride(), from, to, count, ahead);
+          if constexpr (!kReadInPlace<T>) dot_narrow_strip(panel, query.stride(), keys, from, to, count, ahead);
           continue;
         }
+        const std::int64_t seen = seen_by(panel.first_row, panel.rows, count);
         for (int i = 0; i < panel.range_count; ++i) {
           const Range range{from > panel.ranges[i].from ? from : panel.ranges[i].from,
                             to < panel.ranges[i].to ? to : panel.ranges[i].to};
-          if (range.from < range.to) dot_panel(panel, from, {range.from - from, range.to - from}, count, ahead);
+          if (range.from < range.to) dot_panel(panel, keys, from, {range.from - from, range.to - from}, seen, ahead);
         }
       }
     }
   }
 
   // The columns `range` of the strip that starts at column `from`.
-  void dot_panel(const Panel& panel, std::int64_t from, Range range, std::int64_t count, Ahead& ahead) const {
+  void dot_panel(const Panel& panel, const float* keys, std::int64_t from, Range range, std::int64_t count,
+                 Ahead& ahead) const {
     const int tokens = tokens_of(panel);
     const float* q = panel.q + from * panel.vectors * W;
-    for (std::int64_t token = 0; token < count; token += tokens) {
-      const float* keys = strip_ + token * kStrip;
+    for (std::int64_t token = 0; token < count; token += tokens, keys += tokens * kStrip) {
       float* scores = scores_ + token * kRows + panel.first_row;
       if (panel.vectors == 2) {
         dot_wide<W, Tile<W>::pair_tokens, 2>(q, keys, range, scores, ahead);
@@ -139,51 +168,55 @@ class Chunk {
     }
   }
 
-  // Codes are widened once for both halves; narrow panels too then read the strip of columns from ... to.
-  void dot_narrow_strip(Panel panel, std::int64_t stride, std::int64_t from, std::int64_t to, std::int64_t count,
-                        Ahead& ahead) const {
+  // Where others read strips, narrow panels too read that of columns from ... to.
+  void dot_narrow_strip(Panel panel, std::int64_t stride, const float* strip, std::int64_t from, std::int64_t to,
+                        std::int64_t count, Ahead& ahead) const {
     const Range range = panel.ranges[0];
     panel.q += from;
     panel.ranges[0] = {range.from > from ? range.from - from : 0, (range.to < to ? range.to : to) - from};
     if (panel.ranges[0].from >= panel.ranges[0].to) return;
     const float* keys[kChunk];
-    for (std::int64_t t = 0; t < kChunk; ++t) keys[t] = strip_ + (t < count ? t : count - 1) * kStrip;
+    for (std::int64_t t = 0; t < kChunk; ++t) keys[t] = strip + (t < count ? t : count - 1) * kStrip;
     dot_narrow_panel(panel, stride, keys, count, ahead);
   }
 
+  // `width` elements of each row from element `first` on.
   template <typename T>
-  void widen(const char* const* rows, std::int64_t count, std::int64_t first, std::int64_t width) const {
+  const float* strip(const char* const* rows, std::int64_t count, std::int64_t first, std::int64_t width) const {
+    if constexpr (kExpanded<T>) return reinterpret_cast<const float*>(rows[0]) + first * kChunk;
     if constexpr (kCoded<T>) {
       widen_coded<W>(codes_, rows, count, first, width, strip_);
-    } else {
+    } else if constexpr (!kExpanded<T>) {
       widen_rows<W, T>(rows, count, first, width, strip_);
     }
+    return strip_;
   }
 
-  void sum_strip(float* out, std::int64_t row_count, std::int64_t count, Ahead& ahead) const {
+  void sum_strip(const float* values, float* out, std::int64_t row_count, std::int64_t count, Ahead& ahead) const {
     std::int64_t row = 0;
     for (; row + Tile<W>::sum_rows <= row_count; row += Tile<W>::sum_rows) {
-      sum_rows<Tile<W>::sum_rows>(row, out, count, ahead);
+      sum_rows<Tile<W>::sum_rows>(values, row, out, count, ahead);
     }
     switch (row_count - row) {
-      case 5: return sum_rows<5>(row, out, count, ahead);
-      case 4: return sum_rows<4>(row, out, count, ahead);
-      case 3: return sum_rows<3>(row, out, count, ahead);
-      case 2: return sum_rows<2>(row, out, count, ahead);
-      case 1: return sum_rows<1>(row, out, count, ahead);
+      case 5: return sum_rows<5>(values, row, out, count, ahead);
+      case 4: return sum_rows<4>(values, row, out, count, ahead);
+      case 3: return sum_rows<3>(values, row, out, count, ahead);
+      case 2: return sum_rows<2>(values, row, out, count, ahead);
+      case 1: return sum_rows<1>(values, row, out, count, ahead);
       default: return;
     }
   }
 
   // The fewer rows, the more columns at once, so that sums do not wait for each other.
   template <int Rows>
-  void sum_rows(std::int64_t row, float* out, std::int64_t count, Ahead& ahead) const {
+  void sum_rows(const float* values, std::int64_t row, float* out, std::int64_t count, Ahead& ahead) const {
     constexpr int most = kStrip / W;
     constexpr int wanted = Rows == 1 ? 8 : Rows == 2 ? 4 : Tile<W>::sum_vectors;
     constexpr int vectors = wanted < most ? wanted : most;
+    const std::int64_t seen = seen_by(row, Rows, count);
     out += row * kStrip;
     for (std::int64_t d = 0; d < kStrip; d += vectors * W) {
-      sum_tile<W, Rows, vectors>(scores_ + row, strip_ + d, count, shrink_ + row, out + d, ahead);
+      sum_tile<W, Rows, vectors>(scores_ + row, values + d, seen, shrink_ + row, out + d, ahead);
     }
   }
 
@@ -203,6 +236,8 @@ class Chunk {
 
   const RowCodes& codes_;
   float *strip_, *scores_, *shrink_;
+  const std::int64_t* seen_ = nullptr;
+  std::int64_t begin_ = 0;
 };
 
 }  // namespace latentkv::LATENTKV_ISA

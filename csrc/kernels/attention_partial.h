@@ -24,14 +24,6 @@ struct Partial {
 
   float* at(std::int64_t row, std::int64_t d) const { return out + (d / kStrip * kRows + row) * kStrip + d % kStrip; }
 
-  void copy_to(const Partial& to, std::int64_t rows) const {
-    for (std::int64_t strip = 0; strip < strips; ++strip) {
-      __builtin_memcpy(to.at(0, strip * kStrip), at(0, strip * kStrip), rows * kStrip * sizeof(float));
-    }
-    __builtin_memcpy(to.top, top, kRows * sizeof(float));
-    __builtin_memcpy(to.total, total, kRows * sizeof(float));
-  }
-
   void clear(std::int64_t rows) const {
     for (std::int64_t row = 0; row < kRows; ++row) {
       top[row] = -kInfinity;

@@ -21,6 +21,7 @@ struct RowNames {
 
   std::int64_t token(std::int64_t row) const { return query_start + (first_row + row) % query_len; }
   std::int64_t head(std::int64_t row) const { return first_head + (first_row + row) / query_len; }
+  bool operator==(const RowNames&) const = default;
 };
 
 // Where head `head`'s part `b` begins in a key.

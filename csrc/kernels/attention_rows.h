@@ -7,6 +7,16 @@ namespace latentkv::LATENTKV_ISA {
 
 inline std::int64_t round_up(std::int64_t value, std::int64_t step) { return (value + step - 1) / step * step; }
 
+// Rows that lie as strips already: those of a chunk follow each other, and a chunk is a page. Only a chunk's first row is
+// looked at.
+struct Expanded {
+  float value;
+};
+template <typename T>
+constexpr bool kExpanded = false;
+template <>
+constexpr bool kExpanded<Expanded> = true;
+
 // Where the rows of one sequence lie.
 class ContextRows {
  public:

@@ -41,7 +41,7 @@ class HeadExpansion {
 
   static std::int64_t stretch(const HeadFormParams& p) {
     const std::int64_t token_tiles_bytes = (2 * key_tiles(p) + value_tiles(p)) * kTileBytes;
-    return stretch_tokens(p, token_tiles_bytes / kTileDepth);
+    return stretch_tokens(p, token_tiles_bytes / kTileDepth, kMostTokens);
   }
 
   // Terms of 32 columns of a key: those without RoPE come first.

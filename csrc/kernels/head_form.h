@@ -24,18 +24,16 @@ std::int64_t head_form_scratch(const HeadFormParams& p) {
   return with_head_worker<W>(p, [&]<typename Worker>() { return Worker::floats(p); });
 }
 
-// The last tokens see most: they come first, so that what is left for the end is short.
 template <typename Worker>
 void head_form_with(const HeadFormParams& p) {
-  const std::int64_t query_len = p.attention.sequences[0].query_len, heads = p.attention.heads;
-  const std::int64_t step = piece_tokens(p), steps = (query_len + step - 1) / step;
+  const HeadPieces pieces(p);
 #pragma omp parallel num_threads(p.attention.threads)
   {
     Worker worker(p, p.attention.scratch + omp_get_thread_num() * Worker::floats(p));
 #pragma omp for schedule(dynamic, 1)
-    for (std::int64_t i = 0; i < steps * heads; ++i) {
-      const std::int64_t first = (steps - 1 - i / heads) * step;
-      worker.run(i % heads, first, first + step < query_len ? step : query_len - first);
+    for (std::int64_t i = 0; i < pieces.count(); ++i) {
+      const HeadPiece piece = pieces.at(i);
+      worker.run(piece.head, piece.first, piece.count);
     }
   }
 }

@@ -30,7 +30,7 @@ class HeadTiles {
         partials_(scores_ + kRows * kTokens + kWeightWords) {}
 
   static std::int64_t floats(const HeadFormParams& p) {
-    const std::int64_t partials = piece_tokens(p) / kRows * partial_floats(p);
+    const std::int64_t partials = HeadPieces(p).most_tokens() / kRows * partial_floats(p);
     return round_up(HeadExpansion::floats(p) + query_floats(p) + kRows * kTokens + kWeightWords + partials, 16);
   }
 

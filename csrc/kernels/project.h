@@ -31,18 +31,9 @@ class ProjectWorker {
   // Tokens first ... first + count - 1, heads first_head ... last_head. x without a stride between heads is packed once.
   void rows(std::int64_t first, std::int64_t count, std::int64_t first_head, std::int64_t last_head) {
     for (std::int64_t head = first_head; head <= last_head; ++head) {
-      if (head == first_head || p_.x.head_stride != 0) pack(first, count, head);
-      packed_rows(first, count, head);
+      if (head == first_head || p_.x.head_stride != 0) query_.pack({0, p_.tokens, first, head}, count);
+      p_.w_dtype == DType::f32 ? rows_typed<float>(first, count, head) : rows_typed<bf16>(first, count, head);
     }
-  }
-
-  // The two halves of it. Between them the caller may change p's weight and output.
-  void pack(std::int64_t first, std::int64_t count, std::int64_t head) {
-    query_.pack({0, p_.tokens, first, head}, count);
-  }
-
-  void packed_rows(std::int64_t first, std::int64_t count, std::int64_t head) {
-    p_.w_dtype == DType::f32 ? rows_typed<float>(first, count, head) : rows_typed<bf16>(first, count, head);
   }
 
   // w is bf16.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from heapq import heapreplace
 
 from torch import Tensor
 
@@ -14,19 +15,17 @@ from latentkv.cache.batch import integers
 
 # Rows (token and head) that the kernel computes together: csrc/kernels.
 TILE_ROWS = 64
-# Contexts are cut at multiples of this: whole chunks of the kernel, which are of 48 tokens, on matrix tiles of 64.
-CUT_TOKENS = 192
-# A range of context this short is not worth the merge,
-LEAST_TOKENS = 3 * CUT_TOKENS
-# unless it keeps a thread busy that would have nothing to do: then this short, and cut at multiples of
-LEAST_IDLE_TOKENS = 64
-IDLE_CUT_TOKENS = 16
-# More items than threads: the last to finish is then late by little.
-ITEMS_PER_THREAD = 4
+# Contexts are cut at multiples of this: whole chunks of the kernel on vectors, whole tiles of tokens on matrix tiles.
+CUT_TOKENS = 48
+# A range of context shorter than this is not worth the merge.
+LEAST_TOKENS = 64
+# Where the last pieces would be this long, threads get three quarters of their shares first and the rest in two such
+# pieces: cores are seldom equally fast.
+LATE_TOKENS = 4 * CUT_TOKENS
 # What one context token costs besides its rows, in rows: reading and widening it.
 TOKEN_ROWS = 4
 # With `deterministic`, the pieces of a context depend on the sequence's own lengths alone.
-FIXED_TOKENS = 5 * CUT_TOKENS
+FIXED_TOKENS = 20 * CUT_TOKENS
 FIXED_PIECES = 16
 
 
@@ -63,8 +62,12 @@ class _Tile:
     context: int
 
     @property
+    def token_cost(self) -> int:
+        return self.rows + TOKEN_ROWS
+
+    @property
     def cost(self) -> int:
-        return self.seen * (self.rows + TOKEN_ROWS)
+        return self.seen * self.token_cost
 
 
 def divide(
@@ -92,13 +95,16 @@ def divide(
         for group in range(groups)
         for tile in _tiles(index, group, heads // groups, *lengths[index])
     ]
-    share = max(1, sum(tile.cost for tile in tiles) // (threads * ITEMS_PER_THREAD))
+    if deterministic:
+        tiles_of = _count_by_sequence(tiles)
+        cuts = {tile: _fixed_cuts(tile, tiles_of[tile.sequence]) for tile in tiles}
+    else:
+        cuts = _deal(tiles, threads)
     items: list[tuple[int, ...]] = []
     merges: list[tuple[int, ...]] = []
     slots = 0
-    tiles_of = _count_by_sequence(tiles)
     for tile in tiles:
-        pieces = _fixed_pieces(tile, tiles_of[tile.sequence]) if deterministic else _pieces(tile, share, threads)
+        pieces = _ranges(tile, cuts[tile])
         where = (tile.sequence, tile.group, tile.first_row, tile.rows)
         if len(pieces) == 1:
             items.append((*where, 0, tile.context, -1, -1))
@@ -129,23 +135,45 @@ def _tiles(sequence: int, group: int, heads: int, query_len: int, context_len: i
         yield _Tile(sequence, group, first, last - first + 1, seen, context_len)
 
 
-def _pieces(tile: _Tile, share: int, threads: int) -> list[tuple[int, int]]:
-    if threads == 1:
-        return _cut(tile, 1, CUT_TOKENS)
-    usual = max(1, min(tile.seen // LEAST_TOKENS, -(-tile.cost // share)))
-    for_all = min(tile.seen // LEAST_IDLE_TOKENS, -(-tile.cost // (share * ITEMS_PER_THREAD)))
-    return _cut(tile, usual, CUT_TOKENS) if usual >= for_all else _cut(tile, for_all, IDLE_CUT_TOKENS)
+def _deal(tiles: Sequence[_Tile], threads: int) -> dict[_Tile, list[int]]:
+    """Where each tile's context is cut: the longest first, whole as long as they fit into a thread's share."""
+    share = -(-sum(tile.cost for tile in tiles) // threads)
+    loads = [0] * threads
+    return {tile: _place(tile, loads, share) for tile in sorted(tiles, key=lambda tile: -tile.cost)}
 
 
-def _fixed_pieces(tile: _Tile, tiles: int) -> list[tuple[int, int]]:
-    return _cut(tile, max(1, min(tile.seen // FIXED_TOKENS, FIXED_PIECES // tiles)), CUT_TOKENS)
+def _place(tile: _Tile, loads: list[int], share: int) -> list[int]:
+    """Adds a tile to the threads' loads, a heap; the context tokens at which it is cut for that."""
+    late = share // 8
+    levels = (share,)
+    if len(loads) > 1 and late >= LATE_TOKENS * tile.token_cost:
+        levels = (share - 2 * late, share - late, share)
+    room = share if len(levels) == 1 or tile.cost <= 2 * late else levels[0]
+    if loads[0] + tile.cost <= room + share // 32:
+        heapreplace(loads, loads[0] + tile.cost)
+        return []
+    cuts: list[int] = []
+    least, done = LEAST_TOKENS * tile.token_cost, 0
+    for level in levels:
+        while level - loads[0] >= least and tile.cost - done >= 2 * least:
+            left = tile.cost - done
+            piece = level - loads[0] if level - loads[0] <= left - least else left
+            heapreplace(loads, loads[0] + piece)
+            done += piece
+            cuts.append(round(done / tile.token_cost / CUT_TOKENS) * CUT_TOKENS)
+    heapreplace(loads, loads[0] + tile.cost - done)
+    return cuts if done < tile.cost else cuts[:-1]
 
 
-def _cut(tile: _Tile, count: int, step: int) -> list[tuple[int, int]]:
-    """`count` ranges of whole steps; the last also holds what only a call without causal mask sees."""
-    parts = -(-tile.seen // step)
-    cuts = [parts * i // count * step for i in range(count)]
-    return list(zip(cuts, [*cuts[1:], tile.context], strict=True))
+def _fixed_cuts(tile: _Tile, tiles: int) -> list[int]:
+    count = max(1, min(tile.seen // FIXED_TOKENS, FIXED_PIECES // tiles))
+    steps = -(-tile.seen // CUT_TOKENS)
+    return [steps * i // count * CUT_TOKENS for i in range(1, count)]
+
+
+def _ranges(tile: _Tile, cuts: Sequence[int]) -> list[tuple[int, int]]:
+    """The last also holds what only a call without causal mask sees."""
+    return list(zip((0, *cuts), (*cuts, tile.context), strict=True))
 
 
 def _count_by_sequence(tiles: Iterable[_Tile]) -> dict[int, int]:

@@ -14,10 +14,12 @@
 namespace latentkv::LATENTKV_ISA {
 
 constexpr std::int64_t kStripWords = kStrip / 2;  // in 32 bits two words
+constexpr std::int64_t kCodeChunk = kMostTokens;  // context tokens at once: a multiple of every tile of words
 
 template <int W>
 class WordReader {
   using B = typename Lanes<std::uint8_t, 2 * W>::type;
+  using Bytes = typename Lanes<std::int8_t, 2 * W>::type;
 
  public:
   using I16 = typename Lanes<std::int16_t, 2 * W>::type;
@@ -52,12 +54,24 @@ class WordReader {
   // As it stands in the row.
   float stored_scale(const char* row, std::int64_t group) const { return scales_.scale_of(row, group); }
 
+  // Words and float16 of fp8 times these are the elements in units of their scale.
+  static constexpr float kWordUnit = 1.0f / 8.0f, kHalfUnit = 256.0f;
+
   // 64 codes of fp8 as words.
   [[gnu::always_inline]] static void write_long_words(const char* codes, char* to) {
 #pragma GCC unroll 8
     for (int i = 0; i < kCodeUnit; i += 2 * W) {
       const I16 words = e4m3(codes + i);
       __builtin_memcpy(to + 2 * i, &words, sizeof words);
+    }
+  }
+
+  // The same as float16.
+  [[gnu::always_inline]] static void write_halves(const char* codes, char* to) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kCodeUnit; i += 2 * W) {
+      const I16 halves = half_bits(codes + i);
+      __builtin_memcpy(to + 2 * i, &halves, sizeof halves);
     }
   }
 
@@ -74,15 +88,18 @@ class WordReader {
     return __builtin_convertvector(narrow, I16);
   }
 
-  // Of `count` codes of fp8.
+  // Of `count` codes of fp8: the largest of one sign and of the other.
   static bool has_nan(const char* codes, std::int64_t count) {
-    B found{};
+    B largest{};
+    Bytes most{};
     std::int64_t i = 0;
     for (; i + 2 * W <= count; i += 2 * W) {
       B some;
       __builtin_memcpy(&some, codes + i, sizeof some);
-      found |= (B)((some & 0x7f) == 0x7f);
+      largest = some > largest ? some : largest;
+      most = (Bytes)some > most ? (Bytes)some : most;
     }
+    const B found = (B)(largest == 0xff) | (B)(most == 0x7f);
     std::uint64_t words[sizeof found / 8], any = 0;
     __builtin_memcpy(words, &found, sizeof found);
     for (const std::uint64_t word : words) any |= word;
@@ -106,10 +123,14 @@ class WordReader {
     return (number ^ sign) - sign;
   }
 
-#if defined(__AVX2__)
   // float16 has the bits of fp8 further up, for numbers 2**8 times smaller.
+  [[gnu::always_inline]] static I16 half_bits(const char* from) {
+    return (signed_words(from) << 7) & static_cast<std::int16_t>(0xbfff);
+  }
+
+#if defined(__AVX2__)
   [[gnu::always_inline]] static I16 e4m3_by_floats(const char* from) {
-    const auto half = (__m256i)((signed_words(from) << 7) & (std::int16_t)0xbfff);
+    const auto half = (__m256i)half_bits(from);
     const __m256 unit = _mm256_set1_ps(8 * 256.0f);
     const __m256 low = _mm256_cvtph_ps(_mm256_castsi256_si128(half)), high = _mm256_cvtph_ps(_mm256_extracti128_si256(half, 1));
     const __m256i first = _mm256_cvtps_epi32(low * unit), last = _mm256_cvtps_epi32(high * unit);

@@ -45,17 +45,19 @@ class CodeChunk {
   float* scores() const { return scores_; }
   float* shrink() const { return shrink_; }
 
+  // Of few rows scores and weights stand in lines, [row][kMostTokens]; of others, none.
+  float* lines() const { return is_few_ ? few_.lines() : nullptr; }
+
   template <typename T>
   void dot(const CodeQuery<W>& query, const char* const* rows, std::int64_t count, std::int64_t, std::int64_t width,
            Ahead& ahead) {
     ahead.spread(kAskedByDot, steps(query, width));
-    goes_narrow_ = query.begin()->vectors == 0;
-    const Panel& last = *(query.end() - 1);
-    const bool is_long = codes_.format == CodeFormat::fp8;
-    const bool is_few = goes_narrow_ && last.first_row + last.rows <= FewRows<W>::kMostSummed;
-    form_ = !is_long ? CodeForm::byte : is_few ? CodeForm::half : CodeForm::word;
+    const bool goes_narrow = query.begin()->vectors == 0;
+    is_few_ = goes_narrow && query.count() == 1 && query.begin()->rows <= FewRows<W>::kMostSummed;
+    form_ = codes_.format != CodeFormat::fp8 ? CodeForm::byte : is_few_ ? CodeForm::half : CodeForm::word;
     rows_.take_scales(rows, count, form_);
-    if (!goes_narrow_) {
+    if (is_few_) return few_.dot_lines(query, *query.begin(), rows, count, width, form_, ahead);
+    if (!goes_narrow) {
       take_codes(rows, count);
       clear_scores(query, 0, count);
       for (std::int64_t span = 0; span < query.spans(); ++span) dot_span(query, span, count, ahead);
@@ -73,10 +75,7 @@ class CodeChunk {
   template <typename T>
   void sum(const Partial& result, std::int64_t row_count, const char* const*, std::int64_t count, std::int64_t,
            std::int64_t width, Ahead& ahead) {
-    if (goes_narrow_ && row_count <= FewRows<W>::kMostSummed) {
-      ahead.spread(100 - kAskedByDot, width / FewRows<W>::columns(row_count) * (kChunkPairs / kStepTerms));
-      return few_.sum(result, row_count, scores_, count, form_, shrink_, ahead);
-    }
+    if (is_few_) return few_.sum_lines(result, row_count, count, form_, shrink_, ahead);
     const std::int64_t blocks = (row_count + WordTile<W>::sum_rows - 1) / WordTile<W>::sum_rows;
     ahead.spread(100 - kAskedByDot, blocks * result.strips * (kStrip / (WordTile<W>::sum_vectors * W)));
     for (std::int64_t d = 0; d < width; d += kStrip) {
@@ -251,7 +250,7 @@ class CodeChunk {
   CodeRows<W> rows_;
   FewRows<W> few_;
   CodeForm form_ = CodeForm::byte;
-  bool goes_narrow_ = false;
+  bool is_few_ = false;
 };
 
 }  // namespace latentkv::LATENTKV_ISA

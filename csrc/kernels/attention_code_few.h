@@ -25,37 +25,40 @@ class FewRows {
   FewRows(const AttentionParams& p, CodeRows<W>& codes, float* memory)
       : layout_(p.codes),
         codes_(codes),
-        turned_(memory),
-        weights_(reinterpret_cast<std::uint32_t*>(turned_ + kMostSummed * kCodeChunk)),
-        factors_(turned_ + kMostSummed * (kCodeChunk + kCodeChunk / 2)) {}
+        lines_(memory),
+        weights_(reinterpret_cast<std::uint32_t*>(lines_ + kMostSummed * kCodeChunk)),
+        factors_(lines_ + kMostSummed * (kCodeChunk + kCodeChunk / 2)) {}
 
-  // Scores of a panel without rows in the lanes, [token][row]; after take_scales(). Takes the codes, too, unless they are taken.
+  // Scores of a panel without rows in the lanes, [token][kRows]; after take_scales(). Takes the codes, too, unless they are taken.
   void dot(const CodeQuery<W>& query, const Panel& panel, const char* const* rows, std::int64_t count, std::int64_t width,
            CodeForm form, bool takes, float* scores, Ahead& ahead) {
-    if (form != CodeForm::half) find_factors(query, panel);
-    const Call call{query, panel, rows, count, width, scores + panel.first_row, ahead};
+    find_factors(query, panel);
+    const Call call{query, panel, rows, count, width, scores + panel.first_row, kRows, 1, ahead};
     with_rows<kMostRows>(panel.rows, [&]<int Rows>() {
-      if (!takes) return form == CodeForm::word ? dot_taken<CodeForm::word, Rows>(call) : dot_taken<CodeForm::byte, Rows>(call);
-      codes_.with_format([&]<CodeFormat Format>() {
-        if constexpr (Format != CodeFormat::fp8) {
-          dot_taking<Format, CodeForm::byte, Rows>(call);
-        } else if constexpr (Rows <= kMostSummed) {
-          form == CodeForm::half ? dot_taking<Format, CodeForm::half, Rows>(call) : dot_taking<Format, CodeForm::word, Rows>(call);
-        } else {
-          dot_taking<Format, CodeForm::word, Rows>(call);
-        }
-      });
+      if (takes) return dot_taking<CodeForm::word, Rows>(call);
+      form == CodeForm::word ? dot_taken<CodeForm::word, Rows>(call) : dot_taken<CodeForm::byte, Rows>(call);
     });
+  }
+
+  // [kMostSummed][kMostTokens]: scores, and what has become of them.
+  float* lines() const { return lines_; }
+
+  // The same of one or two rows, into lines().
+  void dot_lines(const CodeQuery<W>& query, const Panel& panel, const char* const* rows, std::int64_t count,
+                 std::int64_t width, CodeForm form, Ahead& ahead) {
+    if (form != CodeForm::half) find_factors(query, panel);
+    const Call call{query, panel, rows, count, width, lines_, 1, kMostTokens, ahead};
+    with_rows<kMostSummed>(panel.rows, [&]<int Rows>() { dot_taking<CodeForm::half, Rows>(call); });
   }
 
   // That are summed at once.
   static constexpr int columns(std::int64_t row_count) { return row_count == 1 || W == 16 ? kStrip : kStrip / 2; }
 
-  // result = result * shrink + weights · codes, of 1 or 2 rows; weights are [token][kRows].
-  void sum(const Partial& result, std::int64_t row_count, const float* weights, std::int64_t count, CodeForm form,
-           const float* shrink, Ahead& ahead) {
+  // result = result * shrink + weights in lines() · codes.
+  void sum_lines(const Partial& result, std::int64_t row_count, std::int64_t count, CodeForm form, const float* shrink,
+                 Ahead& ahead) {
     for (std::int64_t r = 0; r < row_count; ++r) {
-      for (std::int64_t t = 0; t < kCodeChunk; ++t) turned_[r * kCodeChunk + t] = t < count ? weights[t * kRows + r] : 0.0f;
+      for (std::int64_t t = count; t < kMostTokens; ++t) lines_[r * kMostTokens + t] = 0.0f;
     }
     with_rows<kMostSummed>(row_count, [&]<int Rows>() {
       if (form == CodeForm::half) return sum_halves<Rows>(result, count, shrink, ahead);
@@ -65,12 +68,18 @@ class FewRows {
   }
 
  private:
+  // Lines of the next chunk that are asked for: at each token's scores, and at every two steps of a strip's sums.
+  template <CodeFormat Format>
+  static constexpr int kAskedByDot = Format == CodeFormat::int6 ? 5 : Format == CodeFormat::int4 ? 3 : 7;
+  static constexpr int kAskedBySum = 8;
+
   struct Call {
     const CodeQuery<W>& query;
     const Panel& panel;
     const char* const* rows;
     std::int64_t count, width;
     float* scores;
+    std::int64_t token_step, row_step;
     Ahead& ahead;
   };
 
@@ -96,7 +105,19 @@ class FewRows {
 
   template <CodeForm Form, int Rows>
   void dot_taken(const Call& call) const {
-    for (std::int64_t t = 0; t < call.count; ++t) dot_token<Form, Rows>(call, t);
+    for (std::int64_t t = 0; t < call.count; ++t) {
+      dot_token<Form, Rows>(call, t);
+      call.ahead.step();
+    }
+  }
+
+  // Form is that of fp8.
+  template <CodeForm Form, int Rows>
+  void dot_taking(const Call& call) {
+    codes_.with_format([&]<CodeFormat Format>() {
+      dot_taking<Format, Format == CodeFormat::fp8 ? Form : CodeForm::byte, Rows>(call);
+    });
+    codes_.end(call.count);
   }
 
   template <CodeFormat Format, CodeForm Form, int Rows>
@@ -104,10 +125,14 @@ class FewRows {
     for (std::int64_t t = 0; t < call.count; ++t) {
       const bool are_numbers = codes_.template take_codes<Format, Form>(call.rows[t], t);
       dot_token<Form, Rows>(call, t);
+      call.ahead.template ask<kAskedByDot<Format>>();
       if (are_numbers) continue;
-      for (int r = 0; r < Rows; ++r) call.scores[t * kRows + r] = __builtin_nanf("");
+      for (int r = 0; r < Rows; ++r) call.scores[t * call.token_step + r * call.row_step] = __builtin_nanf("");
     }
-    codes_.end(call.count);
+    // Whole steps are summed, and what lay there before need not be numbers.
+    for (std::int64_t t = call.count; Form == CodeForm::half && t < round_up(call.count, kStepTerms); ++t) {
+      codes_.template take_codes<Format, Form>(call.rows[call.count - 1], t);
+    }
   }
 
   template <CodeForm Form, int Rows>
@@ -122,8 +147,7 @@ class FewRows {
     }
     dot_rope<Rows>(call, t, sum);
 #pragma GCC unroll 4
-    for (int r = 0; r < Rows; ++r) call.scores[t * kRows + r] = S::sum(sum[r]);
-    call.ahead.step();
+    for (int r = 0; r < Rows; ++r) call.scores[t * call.token_step + r * call.row_step] = S::sum(sum[r]);
   }
 
   template <CodeForm Form, int Span, int Rows>
@@ -131,8 +155,9 @@ class FewRows {
     const std::uint32_t* q = call.query.words(call.panel);
     const std::int64_t row_words = call.query.row_words(), spans = call.query.spans();
     const float* factor = factors_ + t;
-    for (std::int64_t d = 0; d < spans * Span; d += Span, q += Span / 2, factor += kCodeChunk) {
-      const char* from = codes_.template at<Form>(t, d);
+    const char* from = codes_.template at<Form>(t, 0);
+    const std::int64_t step = codes_.template unit_step<Form>() * (Span / kCodeUnit);
+    for (std::int64_t span = spans; span > 0; --span, from += step, q += Span / 2, factor += kCodeChunk) {
       typename D::I part[Rows];
 #pragma GCC unroll 16
       for (int i = 0; i < Span; i += 2 * W) {
@@ -158,8 +183,10 @@ class FewRows {
   [[gnu::always_inline]] void dot_halves(const Call& call, std::int64_t t, F (&sum)[Rows]) const {
     const float *q = call.panel.q, *scale = codes_.scales(0) + t;
     const std::int64_t stride = call.query.stride();
-    for (std::int64_t d = 0; d < codes_.padded(); d += kCodeUnit, q += kCodeUnit, scale += kCodeChunk) {
-      const auto* from = reinterpret_cast<const f16*>(codes_.template at<CodeForm::half>(t, d));
+    const char* units = codes_.template at<CodeForm::half>(t, 0);
+    const std::int64_t step = codes_.template unit_step<CodeForm::half>();
+    for (std::int64_t left = codes_.padded(); left > 0; left -= kCodeUnit, units += step, q += kCodeUnit, scale += kCodeChunk) {
+      const auto* from = reinterpret_cast<const f16*>(units);
       F part[Rows] = {};
 #pragma GCC unroll 16
       for (int i = 0; i < kCodeUnit; i += W) {
@@ -201,7 +228,7 @@ class FewRows {
 
   // Of one row, times the scales of a group: pairs of tokens.
   void cut_weights(std::int64_t row, const float* scales) {
-    const float* weights = turned_ + row * kCodeChunk;
+    const float* weights = lines_ + row * kCodeChunk;
     const auto of = [&](std::int64_t t) { return S::load(weights + t) * S::load(scales + t); };
     const auto unit = WordUnit<W>::of_all(most_word(layout_), kCodeChunk / W, [&](std::int64_t i) { return of(i * W); });
     units_[row] = unit.unit()[0];
@@ -213,15 +240,16 @@ class FewRows {
     }
   }
 
-  // Columns d + first ... d + first + Columns - 1.
+  // Columns d + first ... d + first + Columns - 1; whole steps of pairs.
   template <CodeForm Form, int Rows, int Columns>
   void sum_columns(const Partial& result, std::int64_t d, int first, std::int64_t pairs, const float* shrink,
                    Ahead& ahead) const {
     typename D::I sum[Rows][Columns / W] = {};
     const std::uint32_t* weights = weights_;
-    for (std::int64_t pair = 0; pair < pairs;) {
-      for (const std::int64_t stop = pair + kStepTerms < pairs ? pair + kStepTerms : pairs; pair < stop; ++pair) {
-        const char *even = codes_.template at<Form>(2 * pair, d), *odd = codes_.template at<Form>(2 * pair + 1, d);
+    for (std::int64_t pair = 0; pair < pairs; pair += kStepTerms) {
+#pragma GCC unroll 8
+      for (std::int64_t one = pair; one < pair + kStepTerms; ++one) {
+        const char *even = codes_.template at<Form>(2 * one, d), *odd = codes_.template at<Form>(2 * one + 1, d);
 #pragma GCC unroll 8
         for (int i = 0; i < Columns; i += 2 * W) {
           auto low = CodeRows<W>::template words<Form>(even, first + i);
@@ -229,13 +257,13 @@ class FewRows {
           interleave<W>(low, high);
 #pragma GCC unroll 2
           for (int r = 0; r < Rows; ++r) {
-            const auto weight = spread_word<W>(weights + r * kCodeChunk / 2 + pair);
+            const auto weight = spread_word<W>(weights + r * kCodeChunk / 2 + one);
             D::add_pairs_to(sum[r][i / W], weight, (typename D::U)low);
             D::add_pairs_to(sum[r][i / W + 1], weight, (typename D::U)high);
           }
         }
       }
-      ahead.step();
+      ahead.ask<kAskedBySum * Columns / kStrip>();
     }
 #pragma GCC unroll 2
     for (int r = 0; r < Rows; ++r) {
@@ -248,21 +276,24 @@ class FewRows {
   template <int Rows>
   void sum_halves(const Partial& result, std::int64_t count, const float* shrink, Ahead& ahead) const {
     constexpr int wide = columns(Rows);
+    const float* weights = lines_;
     for (std::int64_t d = 0; d < codes_.padded(); d += kStrip) {
       for (int first = 0; first < kStrip; first += wide) {
         const float* scales = codes_.scales(d / kCodeUnit);
         F sum[Rows][wide / W] = {};
-        for (std::int64_t t = 0; t < count;) {
-          for (const std::int64_t stop = t + 2 * kStepTerms < count ? t + 2 * kStepTerms : count; t < stop; ++t) {
-            const auto* from = reinterpret_cast<const f16*>(codes_.template at<CodeForm::half>(t, d)) + first;
+        const char* values = codes_.template at<CodeForm::half>(0, d) + 2 * first;
+        for (std::int64_t t = 0; t < count; t += kStepTerms, values += kStepTerms * kCodeUnit * 2) {
+#pragma GCC unroll 8
+          for (int i = 0; i < kStepTerms; ++i) {
+            const auto* from = reinterpret_cast<const f16*>(values) + i * kCodeUnit;
 #pragma GCC unroll 2
             for (int r = 0; r < Rows; ++r) {
-              const F weight = S::broadcast(turned_[r * kCodeChunk + t] * scales[t]);
+              const F weight = S::broadcast(weights[r * kCodeChunk + t + i] * scales[t + i]);
 #pragma GCC unroll 8
-              for (int i = 0; i < wide; i += W) sum[r][i / W] = S::fma(weight, S::load(from + i), sum[r][i / W]);
+              for (int v = 0; v < wide; v += W) sum[r][v / W] = S::fma(weight, S::load(from + v), sum[r][v / W]);
             }
           }
-          ahead.step();
+          ahead.ask<kAskedBySum / 2 * wide / kStrip>();
         }
 #pragma GCC unroll 2
         for (int r = 0; r < Rows; ++r) {
@@ -277,7 +308,7 @@ class FewRows {
 
   const RowCodes& layout_;
   CodeRows<W>& codes_;
-  float* turned_;           // weights [kMostSummed][kCodeChunk]
+  float* lines_;
   std::uint32_t* weights_;  // words of a group [kMostSummed][pairs of tokens]
   float* factors_;
   float units_[kMostSummed] = {};

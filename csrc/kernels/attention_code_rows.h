@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/attention_code_words.h"
+#include "kernels/transpose.h"
 
 namespace latentkv::LATENTKV_ISA {
 
@@ -40,17 +41,7 @@ class CodeRows {
   // The scales of rows 0 ... count - 1 for codes of that form. take_codes() of each row and end() have to follow.
   void take_scales(const char* const* rows, std::int64_t count, CodeForm form) {
     const float unit = form == CodeForm::byte ? 1.0f : form == CodeForm::word ? Reader::kWordUnit : Reader::kHalfUnit;
-    for (std::int64_t t = 0; t < kCodeChunk; ++t) {
-      float* to = scales_ + t;
-      for (std::int64_t group = 0; group < groups_; ++group) {
-        const float scale = t < count ? reader_.stored_scale(rows[t], group) * unit : 0.0f;
-        std::int64_t span = spans_of_group_;
-        do {
-          *to = scale;
-          to += kCodeChunk;
-        } while (--span > 0);
-      }
-    }
+    codes_.short_scales ? take_scales_of<bf16>(rows, count, unit) : take_scales_of<float>(rows, count, unit);
   }
 
   // Whether all of them are numbers.
@@ -61,9 +52,8 @@ class CodeRows {
       return true;
     }
     char* to = staged_ + (Form == CodeForm::byte ? padded_ * t : kCodeUnit * 2 * t);
-    const std::int64_t step = Form == CodeForm::byte ? kCodeUnit : unit_bytes_;
     places_[t] = to;
-    for (std::int64_t d = 0; d < padded_; d += kCodeUnit, to += step) stage<Format, Form>(row, d, to);
+    for (std::int64_t d = 0; d < padded_; d += kCodeUnit, to += unit_step<Form>()) stage<Format, Form>(row, d, to);
     if (Format != CodeFormat::fp8 || !Reader::has_nan(row, codes_.width)) return true;
     mark_nan(row, t);
     return false;
@@ -84,6 +74,12 @@ class CodeRows {
   template <CodeForm Form>
   [[gnu::always_inline]] const char* at(std::int64_t t, std::int64_t d) const {
     return places_[t] + (Form == CodeForm::byte ? d : d / kCodeUnit * unit_bytes_);
+  }
+
+  // From one unit of 64 columns to the next.
+  template <CodeForm Form>
+  [[gnu::always_inline]] std::int64_t unit_step() const {
+    return Form == CodeForm::byte ? kCodeUnit : unit_bytes_;
   }
 
   // From at(), 2 * W columns from `i` on.
@@ -109,6 +105,31 @@ class CodeRows {
     return codes.format == CodeFormat::fp8 ? kCodeChunk * kCodeUnit * 2 + Ahead::kLine : kCodeChunk * kCodeUnit;
   }
 
+  // W tokens and W groups at a time.
+  template <typename Scale>
+  void take_scales_of(const char* const* rows, std::int64_t count, float unit) {
+    using S = Simd<W>;
+    const std::int64_t step = spans_of_group_ * kCodeChunk;
+    for (std::int64_t first = 0; first < groups_; first += W) {
+      const std::int64_t offset = codes_.scale_offset + first * sizeof(Scale), left = groups_ - first;
+      const bool has_room = offset + W * static_cast<std::int64_t>(sizeof(Scale)) <= codes_.row_bytes;
+      float* const to = scales_ + first * step;
+      for (std::int64_t t = 0; t < kCodeChunk; t += W) {
+        typename S::F square[W];
+        for (int i = 0; i < W; ++i) {
+          const auto* from = reinterpret_cast<const Scale*>(rows[t + i < count ? t + i : count - 1] + offset);
+          square[i] = has_room ? S::load(from) : S::load_part(from, left < W ? left : W);
+          if (t + i >= count) square[i] = S::zero();
+        }
+        transpose<W>(square);
+        for (int i = 0; i < W && i < left; ++i) {
+          const auto scales = square[i] * S::broadcast(unit);
+          for (std::int64_t span = 0; span < step; span += kCodeChunk) S::store(to + i * step + span + t, scales);
+        }
+      }
+    }
+  }
+
   void mark_nan(const char* row, std::int64_t t) {
     for (std::int64_t first = 0; first < codes_.width; first += codes_.group) {
       const std::int64_t left = codes_.width - first, count = left < codes_.group ? left : codes_.group;
@@ -122,7 +143,7 @@ class CodeRows {
   template <CodeFormat Format, CodeForm Form>
   [[gnu::always_inline]] void stage(const char* row, std::int64_t d, char* to) const {
     char copied[kCodeUnit];
-    const CodeUnit unit = reader_.find(row, d, copied);
+    const CodeUnit unit = reader_.template find<Format>(row, d, copied);
     if constexpr (Form == CodeForm::half) {
       Reader::write_halves(unit.codes, to);
     } else if constexpr (Format == CodeFormat::fp8) {

@@ -19,7 +19,6 @@ constexpr std::int64_t kCodeChunk = kMostTokens;  // context tokens at once: a m
 template <int W>
 class WordReader {
   using B = typename Lanes<std::uint8_t, 2 * W>::type;
-  using Bytes = typename Lanes<std::int8_t, 2 * W>::type;
 
  public:
   using I16 = typename Lanes<std::int16_t, 2 * W>::type;
@@ -27,7 +26,7 @@ class WordReader {
 
   explicit WordReader(const RowCodes& codes)
       : codes_(codes),
-        is_whole_(codes.width % kCodeUnit == 0 || is_packed()),
+        is_whole_(codes.width % kCodeUnit == 0),
         high_(round_up(codes.width, kCodeUnit) / 2),
         scales_(codes) {}
 
@@ -43,8 +42,9 @@ class WordReader {
   }
 
   // Codes from `first` on, a multiple of 64. What is not whole is copied: after its codes the row may end.
+  template <CodeFormat Format>
   [[gnu::always_inline]] CodeUnit find(const char* row, std::int64_t first, char (&copied)[kCodeUnit]) const {
-    if (is_packed()) return {row + first / 2, row + high_ + first / 4};
+    if constexpr (Format == CodeFormat::int6 || Format == CodeFormat::int4) return {row + (first >> 1), row + high_ + (first >> 2)};
     if (is_whole_ || first + kCodeUnit <= codes_.width) return {row + first, nullptr};
     __builtin_memset(copied, 0, kCodeUnit);
     __builtin_memcpy(copied, row + first, codes_.width - first);
@@ -90,14 +90,19 @@ class WordReader {
 
   // Of `count` codes of fp8: the largest of one sign and of the other.
   static bool has_nan(const char* codes, std::int64_t count) {
+    using B = typename Lanes<std::uint8_t, 4 * W>::type;
+    using Bytes = typename Lanes<std::int8_t, 4 * W>::type;
     B largest{};
     Bytes most{};
     std::int64_t i = 0;
-    for (; i + 2 * W <= count; i += 2 * W) {
-      B some;
-      __builtin_memcpy(&some, codes + i, sizeof some);
-      largest = some > largest ? some : largest;
-      most = (Bytes)some > most ? (Bytes)some : most;
+    for (; i + kCodeUnit <= count; i += kCodeUnit) {
+#pragma GCC unroll 8
+      for (int j = 0; j < kCodeUnit; j += 4 * W) {
+        B some;
+        __builtin_memcpy(&some, codes + i + j, sizeof some);
+        largest = some > largest ? some : largest;
+        most = (Bytes)some > most ? (Bytes)some : most;
+      }
     }
     const B found = (B)(largest == 0xff) | (B)(most == 0x7f);
     std::uint64_t words[sizeof found / 8], any = 0;
@@ -108,8 +113,6 @@ class WordReader {
   }
 
  private:
-  bool is_packed() const { return codes_.format == CodeFormat::int6 || codes_.format == CodeFormat::int4; }
-
   // 8 times the numbers that codes stand for, to nearest: (8 + fraction) * 2**(exponent - 7), where exponents of 0 have no 8
   // and count as 1. AVX2 has no shifts by words: it goes by float16 and float32.
   [[gnu::always_inline]] static I16 e4m3(const char* from) {

@@ -165,7 +165,7 @@ class CodeChunk {
   // The key's columns from ... to, of the RoPE part.
   void dot_rope(const CodeQuery<W>& query, std::int64_t from, std::int64_t to, const char* const* rows,
                 std::int64_t count, Ahead& ahead) const {
-    for (std::int64_t t = 0; t < count; ++t) convert<W>(rope(rows[t]) + from - codes_.width, strip_ + t * kStrip, to - from);
+    widen_rope(rows, count, from - codes_.width, to - from);
     for (const Panel& panel : query) {
       for (int i = 0; panel.vectors > 0 && i < panel.range_count; ++i) {
         const Range own = panel.ranges[i];
@@ -175,6 +175,19 @@ class CodeChunk {
         if (panel.vectors == 2) dot_wide_panel<WordTile<W>::pair_tokens, 2>(panel, q, range, count, ahead);
         if (panel.vectors == 1) dot_wide_panel<WordTile<W>::single_tokens, 1>(panel, q, range, count, ahead);
       }
+    }
+  }
+
+  void widen_rope(const char* const* rows, std::int64_t count, std::int64_t first, std::int64_t width) const {
+    float* to = strip_;
+    for (std::int64_t t = 0; t < count; ++t, to += kStrip) {
+      const bf16* from = rope(rows[t]) + first;
+      if (width != kStrip) {
+        convert<W>(from, to, width);
+        continue;
+      }
+#pragma GCC unroll 16
+      for (int i = 0; i < kStrip; i += W) S::store(to + i, S::load(from + i));
     }
   }
 
@@ -189,12 +202,14 @@ class CodeChunk {
 
   // Weights times the scales of a group, as words in a unit for each row; whole steps of pairs.
   void cut_weights(std::int64_t row_count, std::int64_t count, const float* scales) const {
+    const std::int64_t end = round_up(count, 2 * kStepTerms);
     for (std::int64_t row = 0; row < row_count; row += W) {
       const float* weights = scores_ + row;
       const auto of = [&](std::int64_t t) { return S::load(weights + t * kRows) * S::broadcast(scales[t]); };
       const WordUnit<W> unit(most_word(codes_), count, of);
       S::store(units_ + row, unit.unit());
-      for (std::int64_t t = 0; t < round_up(count, 2 * kStepTerms); t += 2) {
+#pragma GCC unroll 4
+      for (std::int64_t t = 0; t < end; t += 2) {
         const U both = unit.words(of(t), of(t + 1));
         __builtin_memcpy(weights_ + t / 2 * kRows + row, &both, sizeof both);
       }

@@ -221,6 +221,7 @@ class WordUnit {
   template <typename Of>
   static I largest_of(std::int64_t count, Of of) {
     I largest{};
+#pragma GCC unroll 4
     for (std::int64_t i = 0; i < count; ++i) {
       const I size = (I)((U)of(i) & 0x7fffffffu);
       largest = size > largest ? size : largest;

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "kernels/attention_engines.h"
+#include "kernels/attention_line.h"
 
 namespace latentkv::LATENTKV_ISA {
 
@@ -134,8 +135,20 @@ class AttentionWorker {
   void compute(const char* const* rows, std::int64_t begin, std::int64_t count, Ahead& ahead) {
     if constexpr (requires { chunk_.see(seen_, begin); }) chunk_.see(begin + count > seen_by_all_ ? seen_ : nullptr, begin);
     chunk_.template dot<T>(query_, rows, count, item_->group * p_.key_step, p_.key_width, ahead);
-    for (std::int64_t row = 0; row < item_->row_count; row += W) softmax(begin, count, row);
+    weigh(begin, count);
     chunk_.template sum<T>(result_, item_->row_count, rows, count, value_start(), p_.value_width, ahead);
+  }
+
+  void weigh(std::int64_t begin, std::int64_t count) {
+    if constexpr (requires { chunk_.lines(); }) {
+      if (float* lines = chunk_.lines()) {
+        for (std::int64_t row = 0; row < item_->row_count; ++row, lines += kMostTokens) {
+          weigh_line<W>(lines, count, seen_[row] - begin, result_.top[row], result_.total[row], chunk_.shrink()[row]);
+        }
+        return;
+      }
+    }
+    for (std::int64_t row = 0; row < item_->row_count; row += W) softmax(begin, count, row);
   }
 
   // Scores become weights 2**(score - top); shrink is what earlier weights are to be multiplied with.

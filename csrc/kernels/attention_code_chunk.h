@@ -16,7 +16,7 @@ class CodeChunk {
   using U = typename S::U;
 
  public:
-  static constexpr std::int64_t kTokens = kChunk;
+  static constexpr std::int64_t kTokens = kCodeChunk;
 
   // fp8 too only where a product of words is rounded by one instruction.
   static bool suits(const AttentionParams& p) {
@@ -29,29 +29,36 @@ class CodeChunk {
            (reads_fp8 || p.codes.format != CodeFormat::fp8);
   }
 
-  static std::int64_t floats(const AttentionParams& p) { return kOwn + FewRows<W>::kFloats + CodeRows<W>::floats(p.codes); }
+  static std::int64_t floats(const AttentionParams& p) { return kOwn + FewRows<W>::floats(p) + CodeRows<W>::floats(p.codes); }
 
   CodeChunk(const AttentionParams& p, float* memory)
       : codes_(p.codes),
         strip_(memory),
-        scores_(strip_ + kChunk * kStrip),
-        shrink_(scores_ + kChunk * kRows),
+        scores_(strip_ + kCodeChunk * kStrip),
+        shrink_(scores_ + kCodeChunk * kRows),
         words_(reinterpret_cast<std::uint32_t*>(shrink_ + kRows)),
-        weights_(words_ + kChunk * kCodeUnit),
+        weights_(words_ + kCodeChunk * kCodeUnit),
         units_(reinterpret_cast<float*>(weights_ + kChunkPairs * kRows)),
-        rows_(p.codes, memory + kOwn + FewRows<W>::kFloats),
+        rows_(p.codes, memory + kOwn + FewRows<W>::floats(p)),
         few_(p, rows_, memory + kOwn) {}
 
   float* scores() const { return scores_; }
   float* shrink() const { return shrink_; }
 
+  // Of few rows scores and weights stand in lines, [row][kMostTokens]; of others, none.
+  float* lines() const { return is_few_ ? few_.lines() : nullptr; }
+
   template <typename T>
   void dot(const CodeQuery<W>& query, const char* const* rows, std::int64_t count, std::int64_t, std::int64_t width,
            Ahead& ahead) {
     ahead.spread(kAskedByDot, steps(query, width));
-    goes_narrow_ = query.begin()->vectors == 0;
-    rows_.take(rows, count);
-    if (!goes_narrow_) {
+    const bool goes_narrow = query.begin()->vectors == 0;
+    is_few_ = goes_narrow && query.count() == 1 && query.begin()->rows <= FewRows<W>::kMostSummed;
+    form_ = codes_.format != CodeFormat::fp8 ? CodeForm::byte : is_few_ ? CodeForm::half : CodeForm::word;
+    rows_.take_scales(rows, count, form_);
+    if (is_few_) return few_.dot_lines(query, *query.begin(), rows, count, width, form_, ahead);
+    if (!goes_narrow) {
+      take_codes(rows, count);
       clear_scores(query, 0, count);
       for (std::int64_t span = 0; span < query.spans(); ++span) dot_span(query, span, count, ahead);
       for (std::int64_t from = codes_.width; from < width; from += kStrip) {
@@ -59,7 +66,8 @@ class CodeChunk {
       }
     }
     for (const Panel& panel : query) {
-      if (panel.vectors == 0) few_.dot(query, panel, rows, count, width, scores_, ahead);
+      const bool takes = panel.first_row == 0;
+      if (panel.vectors == 0) few_.dot(query, panel, rows, count, width, form_, takes, scores_, ahead);
     }
     clear_scores(query, count, round_up(count, 2 * kStepTerms));  // no weights beyond the context
   }
@@ -67,15 +75,11 @@ class CodeChunk {
   template <typename T>
   void sum(const Partial& result, std::int64_t row_count, const char* const*, std::int64_t count, std::int64_t,
            std::int64_t width, Ahead& ahead) {
-    if (goes_narrow_ && row_count <= FewRows<W>::kMostSummed) {
-      ahead.spread(100 - kAskedByDot, width / FewRows<W>::columns(row_count) * (kChunkPairs / kStepTerms));
-      return few_.sum(result, row_count, scores_, count, shrink_, ahead);
-    }
-    const std::int64_t blocks = (row_count + Tile<W>::sum_rows - 1) / Tile<W>::sum_rows;
-    ahead.spread(100 - kAskedByDot, blocks * result.strips * (kStrip / (Tile<W>::sum_vectors * W)));
+    if (is_few_) return few_.sum_lines(result, row_count, count, form_, shrink_, ahead);
+    const std::int64_t blocks = (row_count + WordTile<W>::sum_rows - 1) / WordTile<W>::sum_rows;
+    ahead.spread(100 - kAskedByDot, blocks * result.strips * (kStrip / (WordTile<W>::sum_vectors * W)));
     for (std::int64_t d = 0; d < width; d += kStrip) {
-      const bool are_long = codes_.format == CodeFormat::fp8;
-      are_long ? pair_values<true>(d, count) : pair_values<false>(d, count);
+      form_ == CodeForm::word ? pair_values<CodeForm::word>(d, count) : pair_values<CodeForm::byte>(d, count);
       if (d % codes_.group == 0) cut_weights(row_count, count, rows_.scales(d / span_of(codes_)));
       sum_strip(result.at(0, d), row_count, (count + 1) / 2, ahead);
     }
@@ -86,7 +90,7 @@ class CodeChunk {
   static constexpr std::int64_t kAskedByDot = 55;
 
   static constexpr std::int64_t kOwn =
-      kChunk * kStrip + kChunk * kRows + kRows + kChunk * kCodeUnit + kChunkPairs * kRows + kRows;
+      kCodeChunk * kStrip + kCodeChunk * kRows + kRows + kCodeChunk * kCodeUnit + kChunkPairs * kRows + kRows;
 
   void clear_scores(const CodeQuery<W>& query, std::int64_t begin, std::int64_t end) const {
     const Panel& last = *(query.end() - 1);
@@ -99,17 +103,25 @@ class CodeChunk {
   std::int64_t steps(const CodeQuery<W>& query, std::int64_t width) const {
     std::int64_t steps = 0;
     for (const Panel& panel : query) {
-      const std::int64_t strips = (width + kStrip - 1) / kStrip;
-      steps += panel.vectors == 0 ? kChunk : kChunk / tokens_of(panel) * strips * (kStripWords / kStepColumns);
+      const std::int64_t steps_of_rope = (width - codes_.width) / kStepColumns;
+      steps += panel.vectors == 0 ? kCodeChunk : kCodeChunk / tokens_of(panel) * (query.spans() + steps_of_rope);
     }
     return steps;
   }
 
-  static int tokens_of(const Panel& panel) { return panel.vectors == 2 ? Tile<W>::pair_tokens : Tile<W>::single_tokens; }
+  static int tokens_of(const Panel& panel) { return panel.vectors == 2 ? WordTile<W>::pair_tokens : WordTile<W>::single_tokens; }
+
+  void take_codes(const char* const* rows, std::int64_t count) {
+    rows_.with_format([&]<CodeFormat Format>() {
+      constexpr CodeForm form = Format == CodeFormat::fp8 ? CodeForm::word : CodeForm::byte;
+      for (std::int64_t t = 0; t < count; ++t) rows_.template take_codes<Format, form>(rows[t], t);
+    });
+    rows_.end(count);
+  }
 
   void dot_span(const CodeQuery<W>& query, std::int64_t span, std::int64_t count, Ahead& ahead) const {
-    if (codes_.format == CodeFormat::fp8) {
-      dot_codes<kCodeUnit>(query, span, rows_.long_words(span * kCodeUnit), count, ahead);
+    if (form_ == CodeForm::word) {
+      dot_codes<kCodeUnit>(query, span, rows_.words_of_all(span * kCodeUnit), count, ahead);
     } else {
       query.span() == kCodeUnit ? dot_bytes<kCodeUnit>(query, span, count, ahead)
                                 : dot_bytes<2 * kCodeUnit>(query, span, count, ahead);
@@ -118,11 +130,13 @@ class CodeChunk {
 
   template <int Span>
   void dot_bytes(const CodeQuery<W>& query, std::int64_t span, std::int64_t count, Ahead& ahead) const {
-    for (std::int64_t t = 0; t < count; ++t) {
+    std::uint32_t* to = words_;
+    for (std::int64_t t = 0; t < count; ++t, to += Span / 2) {
+      const char* from = rows_.template at<CodeForm::byte>(t, span * Span);
 #pragma GCC unroll 8
       for (int i = 0; i < Span; i += 2 * W) {
-        const auto words = rows_.template words<false>(t, span * Span, i);
-        __builtin_memcpy(words_ + (t * Span + i) / 2, &words, sizeof words);
+        const auto words = CodeRows<W>::template words<CodeForm::byte>(from, i);
+        __builtin_memcpy(to + i / 2, &words, sizeof words);
       }
     }
     dot_codes<Span>(query, span, words_, count, ahead);
@@ -132,34 +146,48 @@ class CodeChunk {
   void dot_codes(const CodeQuery<W>& query, std::int64_t span, const std::uint32_t* keys, std::int64_t count,
                  Ahead& ahead) const {
     for (const Panel& panel : query) {
-      if (panel.vectors == 2) dot_panel<Span, Tile<W>::pair_tokens, 2>(query, panel, span, keys, count, ahead);
-      if (panel.vectors == 1) dot_panel<Span, Tile<W>::single_tokens, 1>(query, panel, span, keys, count, ahead);
+      if (panel.vectors == 2) dot_panel<Span, WordTile<W>::pair_tokens, 2>(query, panel, span, keys, count, ahead);
+      if (panel.vectors == 1) dot_panel<Span, WordTile<W>::single_tokens, 1>(query, panel, span, keys, count, ahead);
     }
   }
 
   template <int Span, int Tokens, int Vectors>
   void dot_panel(const CodeQuery<W>& query, const Panel& panel, std::int64_t span, const std::uint32_t* keys,
                  std::int64_t count, Ahead& ahead) const {
-    const std::uint32_t* q = query.words(panel) + span * (Span / 2) * Vectors * W;
+    constexpr std::int64_t kWords = Span / 2;
+    const std::uint32_t* q = query.words(panel) + span * kWords * Vectors * W;
     for (std::int64_t t = 0; t < count; t += Tokens) {
-      dot_words<W, Span, Tokens, Vectors>(q, keys + t * (Span / 2), query.units(span) + panel.first_row, rows_.scales(span) + t,
-                                          scores_ + t * kRows + panel.first_row, ahead);
+      dot_words<W, kWords, Tokens, Vectors>(q, keys + t * kWords, kWords, query.units(span) + panel.first_row,
+                                            rows_.scales(span) + t, scores_ + t * kRows + panel.first_row, ahead);
     }
   }
 
   // The key's columns from ... to, of the RoPE part.
   void dot_rope(const CodeQuery<W>& query, std::int64_t from, std::int64_t to, const char* const* rows,
                 std::int64_t count, Ahead& ahead) const {
-    for (std::int64_t t = 0; t < count; ++t) convert<W>(rope(rows[t]) + from - codes_.width, strip_ + t * kStrip, to - from);
+    widen_rope(rows, count, from - codes_.width, to - from);
     for (const Panel& panel : query) {
       for (int i = 0; panel.vectors > 0 && i < panel.range_count; ++i) {
         const Range own = panel.ranges[i];
         const Range range{(own.from > from ? own.from : from) - from, (own.to < to ? own.to : to) - from};
         if (range.from >= range.to) continue;
         const float* q = panel.q + from * panel.vectors * W;
-        if (panel.vectors == 2) dot_wide_panel<Tile<W>::pair_tokens, 2>(panel, q, range, count, ahead);
-        if (panel.vectors == 1) dot_wide_panel<Tile<W>::single_tokens, 1>(panel, q, range, count, ahead);
+        if (panel.vectors == 2) dot_wide_panel<WordTile<W>::pair_tokens, 2>(panel, q, range, count, ahead);
+        if (panel.vectors == 1) dot_wide_panel<WordTile<W>::single_tokens, 1>(panel, q, range, count, ahead);
       }
+    }
+  }
+
+  void widen_rope(const char* const* rows, std::int64_t count, std::int64_t first, std::int64_t width) const {
+    float* to = strip_;
+    for (std::int64_t t = 0; t < count; ++t, to += kStrip) {
+      const bf16* from = rope(rows[t]) + first;
+      if (width != kStrip) {
+        convert<W>(from, to, width);
+        continue;
+      }
+#pragma GCC unroll 16
+      for (int i = 0; i < kStrip; i += W) S::store(to + i, S::load(from + i));
     }
   }
 
@@ -174,12 +202,14 @@ class CodeChunk {
 
   // Weights times the scales of a group, as words in a unit for each row; whole steps of pairs.
   void cut_weights(std::int64_t row_count, std::int64_t count, const float* scales) const {
+    const std::int64_t end = round_up(count, 2 * kStepTerms);
     for (std::int64_t row = 0; row < row_count; row += W) {
       const float* weights = scores_ + row;
       const auto of = [&](std::int64_t t) { return S::load(weights + t * kRows) * S::broadcast(scales[t]); };
       const WordUnit<W> unit(most_word(codes_), count, of);
       S::store(units_ + row, unit.unit());
-      for (std::int64_t t = 0; t < round_up(count, 2 * kStepTerms); t += 2) {
+#pragma GCC unroll 4
+      for (std::int64_t t = 0; t < end; t += 2) {
         const U both = unit.words(of(t), of(t + 1));
         __builtin_memcpy(weights_ + t / 2 * kRows + row, &both, sizeof both);
       }
@@ -187,13 +217,14 @@ class CodeChunk {
   }
 
   // The words of columns d ... + 63, of two tokens side by side.
-  template <bool AreLong>
+  template <CodeForm Form>
   void pair_values(std::int64_t d, std::int64_t count) const {
     std::uint32_t* to = words_;
     for (std::int64_t t = 0; t < count; t += 2, to += kStrip) {
+      const char *even = rows_.template at<Form>(t, d), *odd = rows_.template at<Form>(t + 1, d);
 #pragma GCC unroll 8
       for (int i = 0; i < kStrip; i += 2 * W) {
-        auto low = rows_.template words<AreLong>(t, d, i), high = rows_.template words<AreLong>(t + 1, d, i);
+        auto low = CodeRows<W>::template words<Form>(even, i), high = CodeRows<W>::template words<Form>(odd, i);
         interleave<W>(low, high);
         __builtin_memcpy(to + i, &low, sizeof low);
         __builtin_memcpy(to + i + W, &high, sizeof high);
@@ -203,8 +234,8 @@ class CodeChunk {
 
   void sum_strip(float* out, std::int64_t row_count, std::int64_t pairs, Ahead& ahead) const {
     std::int64_t row = 0;
-    for (; row + Tile<W>::sum_rows <= row_count; row += Tile<W>::sum_rows) {
-      sum_rows<Tile<W>::sum_rows>(row, out, pairs, ahead);
+    for (; row + WordTile<W>::sum_rows <= row_count; row += WordTile<W>::sum_rows) {
+      sum_rows<WordTile<W>::sum_rows>(row, out, pairs, ahead);
     }
     switch (row_count - row) {
       case 5: return sum_rows<5>(row, out, pairs, ahead);
@@ -219,7 +250,7 @@ class CodeChunk {
   template <int Rows>
   void sum_rows(std::int64_t row, float* out, std::int64_t pairs, Ahead& ahead) const {
     constexpr int most = kStrip / W;
-    constexpr int wanted = Rows == 1 ? 8 : Rows == 2 ? 4 : Tile<W>::sum_vectors;
+    constexpr int wanted = Rows == 1 ? 8 : Rows == 2 ? 4 : WordTile<W>::sum_vectors;
     constexpr int vectors = wanted < most ? wanted : most;
     out += row * kStrip;
     for (std::int64_t d = 0; d < kStrip; d += vectors * W) {
@@ -233,7 +264,8 @@ class CodeChunk {
   float* units_;
   CodeRows<W> rows_;
   FewRows<W> few_;
-  bool goes_narrow_ = false;
+  CodeForm form_ = CodeForm::byte;
+  bool is_few_ = false;
 };
 
 }  // namespace latentkv::LATENTKV_ISA

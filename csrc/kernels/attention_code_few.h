@@ -1,4 +1,5 @@
-// Few rows against a chunk of codes: columns in the lanes, words straight from codes.
+// Few rows against a chunk of codes: columns in the lanes. Codes are made ready right before they are first multiplied, while
+// their lines are near. One or two rows over fp8 go by float16, exactly; all others by words.
 #pragma once
 
 #include "kernels/attention_code_rows.h"
@@ -15,83 +16,195 @@ class FewRows {
 
  public:
   static constexpr std::int64_t kMostSummed = 2;
-  static constexpr std::int64_t kFloats = kMostSummed * (kMostTokens + kMostTokens / 2);
+  static constexpr std::int64_t kMostRows = 4;  // of a panel
 
-  FewRows(const AttentionParams& p, const CodeRows<W>& codes, float* memory)
+  static std::int64_t floats(const AttentionParams& p) {
+    return kMostSummed * (kCodeChunk + kCodeChunk / 2) + kMostRows * kCodeChunk * CodeQuery<W>::spans(p);
+  }
+
+  FewRows(const AttentionParams& p, CodeRows<W>& codes, float* memory)
       : layout_(p.codes),
         codes_(codes),
-        turned_(memory),
-        weights_(reinterpret_cast<std::uint32_t*>(turned_ + kMostSummed * kMostTokens)) {}
+        lines_(memory),
+        weights_(reinterpret_cast<std::uint32_t*>(lines_ + kMostSummed * kCodeChunk)),
+        factors_(lines_ + kMostSummed * (kCodeChunk + kCodeChunk / 2)) {}
 
-  // scores[token][row] of a panel without rows in the lanes.
+  // Scores of a panel without rows in the lanes, [token][kRows]; after take_scales(). Takes the codes, too, unless they are taken.
   void dot(const CodeQuery<W>& query, const Panel& panel, const char* const* rows, std::int64_t count, std::int64_t width,
-           float* scores, Ahead& ahead) const {
-    with_rows<4>(panel.rows, [&]<bool AreLong, int Rows>() {
-      const bool is_single = query.span() == kCodeUnit;
-      for (std::int64_t t = 0; t < count; ++t) {
-        F sum[Rows] = {};
-        AreLong || is_single ? dot_codes<AreLong, kCodeUnit>(query, panel, t, sum)
-                             : dot_codes<AreLong, 2 * kCodeUnit>(query, panel, t, sum);
-        dot_rope<Rows>(panel.q, query.stride(), rows[t], width, sum);
-        for (int r = 0; r < Rows; ++r) scores[t * kRows + panel.first_row + r] = S::sum(sum[r]);
-        ahead.step();
-      }
+           CodeForm form, bool takes, float* scores, Ahead& ahead) {
+    find_factors(query, panel);
+    const Call call{query, panel, rows, count, width, scores + panel.first_row, kRows, 1, ahead};
+    with_rows<kMostRows>(panel.rows, [&]<int Rows>() {
+      if (takes) return dot_taking<CodeForm::word, Rows>(call);
+      form == CodeForm::word ? dot_taken<CodeForm::word, Rows>(call) : dot_taken<CodeForm::byte, Rows>(call);
     });
+  }
+
+  // [kMostSummed][kMostTokens]: scores, and what has become of them.
+  float* lines() const { return lines_; }
+
+  // The same of one or two rows, into lines().
+  void dot_lines(const CodeQuery<W>& query, const Panel& panel, const char* const* rows, std::int64_t count,
+                 std::int64_t width, CodeForm form, Ahead& ahead) {
+    if (form != CodeForm::half) find_factors(query, panel);
+    const Call call{query, panel, rows, count, width, lines_, 1, kMostTokens, ahead};
+    with_rows<kMostSummed>(panel.rows, [&]<int Rows>() { dot_taking<CodeForm::half, Rows>(call); });
   }
 
   // That are summed at once.
   static constexpr int columns(std::int64_t row_count) { return row_count == 1 || W == 16 ? kStrip : kStrip / 2; }
 
-  // result = result * shrink + weights · codes, of 1 or 2 rows; weights are [token][kRows].
-  void sum(const Partial& result, std::int64_t row_count, const float* weights, std::int64_t count, const float* shrink,
-           Ahead& ahead) {
+  // result = result * shrink + weights in lines() · codes.
+  void sum_lines(const Partial& result, std::int64_t row_count, std::int64_t count, CodeForm form, const float* shrink,
+                 Ahead& ahead) {
     for (std::int64_t r = 0; r < row_count; ++r) {
-      for (std::int64_t t = 0; t < kChunk; ++t) turned_[r * kMostTokens + t] = t < count ? weights[t * kRows + r] : 0.0f;
+      for (std::int64_t t = count; t < kMostTokens; ++t) lines_[r * kMostTokens + t] = 0.0f;
     }
-    with_rows<kMostSummed>(row_count, [&]<bool AreLong, int Rows>() {
-      constexpr int wide = columns(Rows);
-      const std::int64_t span = span_of(layout_);
-      for (std::int64_t d = 0; d < codes_.padded(); d += kStrip) {
-        if (d % layout_.group == 0) {
-          for (int r = 0; r < Rows; ++r) cut_weights(r, codes_.scales(d / span));
-        }
-        for (int i = 0; i < kStrip; i += wide) sum_columns<AreLong, Rows, wide>(result, d, i, (count + 1) / 2, shrink, ahead);
-      }
+    with_rows<kMostSummed>(row_count, [&]<int Rows>() {
+      if (form == CodeForm::half) return sum_halves<Rows>(result, count, shrink, ahead);
+      form == CodeForm::word ? sum_words<CodeForm::word, Rows>(result, count, shrink, ahead)
+                             : sum_words<CodeForm::byte, Rows>(result, count, shrink, ahead);
     });
   }
 
  private:
-  // `use` with whether words are long and the number of rows (a power of two) as its template arguments.
+  // Lines of the next chunk that are asked for: at each token's scores, and at every two steps of a strip's sums.
+  template <CodeFormat Format>
+  static constexpr int kAskedByDot = Format == CodeFormat::int6 ? 5 : Format == CodeFormat::int4 ? 3 : 7;
+  static constexpr int kAskedBySum = 8;
+
+  struct Call {
+    const CodeQuery<W>& query;
+    const Panel& panel;
+    const char* const* rows;
+    std::int64_t count, width;
+    float* scores;
+    std::int64_t token_step, row_step;
+    Ahead& ahead;
+  };
+
+  // `use` with the number of rows, a power of two, as its template argument.
   template <int Most, typename Use>
-  void with_rows(std::int64_t row_count, Use use) const {
+  static void with_rows(std::int64_t row_count, Use use) {
     if constexpr (Most > 1) {
       if (row_count < Most) return with_rows<Most / 2>(row_count, use);
     }
-    layout_.format == CodeFormat::fp8 ? use.template operator()<true, Most>() : use.template operator()<false, Most>();
+    use.template operator()<Most>();
   }
 
-  template <bool AreLong, int Span, int Rows>
-  [[gnu::always_inline]] void dot_codes(const CodeQuery<W>& query, const Panel& panel, std::int64_t t, F (&sum)[Rows]) const {
-    const std::uint32_t* q = query.words(panel);
-    const float *units = query.units(0) + panel.first_row, *scale = codes_.scales(0) + t;
-    for (std::int64_t d = 0; d < query.spans() * Span; d += Span, q += Span / 2, units += kRows, scale += kChunk) {
-      typename D::I part[Rows] = {};
+  // Scales times units: factors_ [row][span][kCodeChunk].
+  void find_factors(const CodeQuery<W>& query, const Panel& panel) {
+    float* to = factors_;
+    for (std::int64_t r = 0; r < panel.rows; ++r) {
+      for (std::int64_t span = 0; span < query.spans(); ++span, to += kCodeChunk) {
+        const F unit = S::broadcast(query.units(span)[panel.first_row + r]);
+        for (std::int64_t t = 0; t < kCodeChunk; t += W) S::store(to + t, S::load(codes_.scales(span) + t) * unit);
+      }
+    }
+  }
+
+  template <CodeForm Form, int Rows>
+  void dot_taken(const Call& call) const {
+    for (std::int64_t t = 0; t < call.count; ++t) {
+      dot_token<Form, Rows>(call, t);
+      call.ahead.step();
+    }
+  }
+
+  // Form is that of fp8.
+  template <CodeForm Form, int Rows>
+  void dot_taking(const Call& call) {
+    codes_.with_format([&]<CodeFormat Format>() {
+      dot_taking<Format, Format == CodeFormat::fp8 ? Form : CodeForm::byte, Rows>(call);
+    });
+    codes_.end(call.count);
+  }
+
+  template <CodeFormat Format, CodeForm Form, int Rows>
+  void dot_taking(const Call& call) {
+    for (std::int64_t t = 0; t < call.count; ++t) {
+      const bool are_numbers = codes_.template take_codes<Format, Form>(call.rows[t], t);
+      dot_token<Form, Rows>(call, t);
+      call.ahead.template ask<kAskedByDot<Format>>();
+      if (are_numbers) continue;
+      for (int r = 0; r < Rows; ++r) call.scores[t * call.token_step + r * call.row_step] = __builtin_nanf("");
+    }
+    // Whole steps are summed, and what lay there before need not be numbers.
+    for (std::int64_t t = call.count; Form == CodeForm::half && t < round_up(call.count, kStepTerms); ++t) {
+      codes_.template take_codes<Format, Form>(call.rows[call.count - 1], t);
+    }
+  }
+
+  template <CodeForm Form, int Rows>
+  [[gnu::always_inline]] void dot_token(const Call& call, std::int64_t t) const {
+    F sum[Rows] = {};
+    if constexpr (Form == CodeForm::half) {
+      dot_halves<Rows>(call, t, sum);
+    } else if (Form == CodeForm::word || call.query.span() == kCodeUnit) {
+      dot_words<Form, kCodeUnit, Rows>(call, t, sum);
+    } else {
+      dot_words<Form, 2 * kCodeUnit, Rows>(call, t, sum);
+    }
+    dot_rope<Rows>(call, t, sum);
+#pragma GCC unroll 4
+    for (int r = 0; r < Rows; ++r) call.scores[t * call.token_step + r * call.row_step] = S::sum(sum[r]);
+  }
+
+  template <CodeForm Form, int Span, int Rows>
+  [[gnu::always_inline]] void dot_words(const Call& call, std::int64_t t, F (&sum)[Rows]) const {
+    const std::uint32_t* q = call.query.words(call.panel);
+    const std::int64_t row_words = call.query.row_words(), spans = call.query.spans();
+    const float* factor = factors_ + t;
+    const char* from = codes_.template at<Form>(t, 0);
+    const std::int64_t step = codes_.template unit_step<Form>() * (Span / kCodeUnit);
+    for (std::int64_t span = spans; span > 0; --span, from += step, q += Span / 2, factor += kCodeChunk) {
+      typename D::I part[Rows];
 #pragma GCC unroll 16
       for (int i = 0; i < Span; i += 2 * W) {
-        const auto key = (typename D::U)codes_.template words<AreLong>(t, d, i);
+        const auto key = (typename D::U)CodeRows<W>::template words<Form>(from, i);
 #pragma GCC unroll 4
-        for (int r = 0; r < Rows; ++r) add_now<W>(part[r], key, load_words<W>(q + r * query.row_words() + i / 2));
+        for (int r = 0; r < Rows; ++r) {
+          const auto words = load_words<W>(q + r * row_words + i / 2);
+          if (i == 0) {
+            part[r] = D::add_pairs(typename D::I{}, key, words);
+          } else {
+            D::add_pairs_to(part[r], key, words);
+          }
+        }
       }
 #pragma GCC unroll 4
-      for (int r = 0; r < Rows; ++r) sum[r] = S::fma(number_of<W>(part[r]), S::broadcast(*scale * units[r]), sum[r]);
+      for (int r = 0; r < Rows; ++r) {
+        sum[r] = S::fma(number_of<W>(part[r]), S::broadcast(factor[r * spans * kCodeChunk]), sum[r]);
+      }
     }
   }
 
   template <int Rows>
-  [[gnu::always_inline]] void dot_rope(const float* q, std::int64_t stride, const char* row, std::int64_t width,
-                                       F (&sum)[Rows]) const {
-    const auto* key = reinterpret_cast<const bf16*>(row + layout_.rope_offset) - layout_.width;
-    for (std::int64_t d = layout_.width; d < width; d += 2 * W) {
+  [[gnu::always_inline]] void dot_halves(const Call& call, std::int64_t t, F (&sum)[Rows]) const {
+    const float *q = call.panel.q, *scale = codes_.scales(0) + t;
+    const std::int64_t stride = call.query.stride();
+    const char* units = codes_.template at<CodeForm::half>(t, 0);
+    const std::int64_t step = codes_.template unit_step<CodeForm::half>();
+    for (std::int64_t left = codes_.padded(); left > 0; left -= kCodeUnit, units += step, q += kCodeUnit, scale += kCodeChunk) {
+      const auto* from = reinterpret_cast<const f16*>(units);
+      F part[Rows] = {};
+#pragma GCC unroll 16
+      for (int i = 0; i < kCodeUnit; i += W) {
+        const F key = S::load(from + i);
+#pragma GCC unroll 4
+        for (int r = 0; r < Rows; ++r) part[r] = S::fma(key, S::load(q + r * stride + i), part[r]);
+      }
+#pragma GCC unroll 4
+      for (int r = 0; r < Rows; ++r) sum[r] = S::fma(part[r], S::broadcast(*scale), sum[r]);
+    }
+  }
+
+  template <int Rows>
+  [[gnu::always_inline]] void dot_rope(const Call& call, std::int64_t t, F (&sum)[Rows]) const {
+    const auto* key = reinterpret_cast<const bf16*>(call.rows[t] + layout_.rope_offset) - layout_.width;
+    const float* q = call.panel.q;
+    const std::int64_t stride = call.query.stride();
+    for (std::int64_t d = layout_.width; d < call.width; d += 2 * W) {
 #pragma GCC unroll 2
       for (int i = 0; i < 2 * W; i += W) {
         const F value = S::load(key + d + i);
@@ -101,41 +214,56 @@ class FewRows {
     }
   }
 
-  // Of one row, times the scales of a group: pairs of tokens.
-  void cut_weights(std::int64_t row, const float* scales) {
-    const float* weights = turned_ + row * kMostTokens;
-    const auto of = [&](std::int64_t t) { return t < kChunk ? S::load(weights + t) * S::load(scales + t) : S::zero(); };
-    const auto unit = WordUnit<W>::of_all(most_word(layout_), kChunk / W, [&](std::int64_t i) { return of(i * W); });
-    units_[row] = unit.unit()[0];
-    for (std::int64_t t = 0; t < kChunk; t += 2 * W) {
-      F even = of(t), odd = of(t + W);
-      part<W>(even, odd);
-      const auto both = unit.words(even, odd);
-      __builtin_memcpy(weights_ + row * kMostTokens / 2 + t / 2, &both, sizeof both);
+  template <CodeForm Form, int Rows>
+  void sum_words(const Partial& result, std::int64_t count, const float* shrink, Ahead& ahead) {
+    constexpr int wide = columns(Rows);
+    const std::int64_t span = span_of(layout_);
+    for (std::int64_t d = 0; d < codes_.padded(); d += kStrip) {
+      if (d % layout_.group == 0) {
+        for (int r = 0; r < Rows; ++r) cut_weights(r, codes_.scales(d / span));
+      }
+      for (int i = 0; i < kStrip; i += wide) sum_columns<Form, Rows, wide>(result, d, i, (count + 1) / 2, shrink, ahead);
     }
   }
 
-  // Columns d + first ... d + first + Columns - 1.
-  template <bool AreLong, int Rows, int Columns>
+  // Of one row, times the scales of a group: pairs of tokens.
+  void cut_weights(std::int64_t row, const float* scales) {
+    const float* weights = lines_ + row * kCodeChunk;
+    const auto of = [&](std::int64_t t) { return S::load(weights + t) * S::load(scales + t); };
+    const auto unit = WordUnit<W>::of_all(most_word(layout_), kCodeChunk / W, [&](std::int64_t i) { return of(i * W); });
+    units_[row] = unit.unit()[0];
+    for (std::int64_t t = 0; t < kCodeChunk; t += 2 * W) {
+      F even = of(t), odd = of(t + W);
+      part<W>(even, odd);
+      const auto both = unit.words(even, odd);
+      __builtin_memcpy(weights_ + row * kCodeChunk / 2 + t / 2, &both, sizeof both);
+    }
+  }
+
+  // Columns d + first ... d + first + Columns - 1; whole steps of pairs.
+  template <CodeForm Form, int Rows, int Columns>
   void sum_columns(const Partial& result, std::int64_t d, int first, std::int64_t pairs, const float* shrink,
                    Ahead& ahead) const {
     typename D::I sum[Rows][Columns / W] = {};
-    for (std::int64_t pair = 0; pair < pairs;) {
-      for (const std::int64_t stop = pair + kStepTerms < pairs ? pair + kStepTerms : pairs; pair < stop; ++pair) {
+    const std::uint32_t* weights = weights_;
+    for (std::int64_t pair = 0; pair < pairs; pair += kStepTerms) {
+#pragma GCC unroll 8
+      for (std::int64_t one = pair; one < pair + kStepTerms; ++one) {
+        const char *even = codes_.template at<Form>(2 * one, d), *odd = codes_.template at<Form>(2 * one + 1, d);
 #pragma GCC unroll 8
         for (int i = 0; i < Columns; i += 2 * W) {
-          auto low = codes_.template words<AreLong>(2 * pair, d, first + i);
-          auto high = codes_.template words<AreLong>(2 * pair + 1, d, first + i);
+          auto low = CodeRows<W>::template words<Form>(even, first + i);
+          auto high = CodeRows<W>::template words<Form>(odd, first + i);
           interleave<W>(low, high);
 #pragma GCC unroll 2
           for (int r = 0; r < Rows; ++r) {
-            const auto weight = spread_word<W>(weights_ + r * kMostTokens / 2 + pair);
-            add_now<W>(sum[r][i / W], weight, (typename D::U)low);
-            add_now<W>(sum[r][i / W + 1], weight, (typename D::U)high);
+            const auto weight = spread_word<W>(weights + r * kCodeChunk / 2 + one);
+            D::add_pairs_to(sum[r][i / W], weight, (typename D::U)low);
+            D::add_pairs_to(sum[r][i / W + 1], weight, (typename D::U)high);
           }
         }
       }
-      ahead.step();
+      ahead.ask<kAskedBySum * Columns / kStrip>();
     }
 #pragma GCC unroll 2
     for (int r = 0; r < Rows; ++r) {
@@ -145,10 +273,44 @@ class FewRows {
     }
   }
 
+  template <int Rows>
+  void sum_halves(const Partial& result, std::int64_t count, const float* shrink, Ahead& ahead) const {
+    constexpr int wide = columns(Rows);
+    const float* weights = lines_;
+    for (std::int64_t d = 0; d < codes_.padded(); d += kStrip) {
+      for (int first = 0; first < kStrip; first += wide) {
+        const float* scales = codes_.scales(d / kCodeUnit);
+        F sum[Rows][wide / W] = {};
+        const char* values = codes_.template at<CodeForm::half>(0, d) + 2 * first;
+        for (std::int64_t t = 0; t < count; t += kStepTerms, values += kStepTerms * kCodeUnit * 2) {
+#pragma GCC unroll 8
+          for (int i = 0; i < kStepTerms; ++i) {
+            const auto* from = reinterpret_cast<const f16*>(values) + i * kCodeUnit;
+#pragma GCC unroll 2
+            for (int r = 0; r < Rows; ++r) {
+              const F weight = S::broadcast(weights[r * kCodeChunk + t + i] * scales[t + i]);
+#pragma GCC unroll 8
+              for (int v = 0; v < wide; v += W) sum[r][v / W] = S::fma(weight, S::load(from + v), sum[r][v / W]);
+            }
+          }
+          ahead.ask<kAskedBySum / 2 * wide / kStrip>();
+        }
+#pragma GCC unroll 2
+        for (int r = 0; r < Rows; ++r) {
+          float* out = result.at(r, d) + first;
+          const F factor = S::broadcast(shrink[r]);
+#pragma GCC unroll 8
+          for (int i = 0; i < wide; i += W) S::store(out + i, S::fma(S::load(out + i), factor, sum[r][i / W]));
+        }
+      }
+    }
+  }
+
   const RowCodes& layout_;
-  const CodeRows<W>& codes_;
-  float* turned_;           // weights [kMostSummed][kMostTokens]
+  CodeRows<W>& codes_;
+  float* lines_;
   std::uint32_t* weights_;  // words of a group [kMostSummed][pairs of tokens]
+  float* factors_;
   float units_[kMostSummed] = {};
 };
 

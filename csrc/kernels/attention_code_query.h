@@ -14,6 +14,7 @@ class CodeQuery : public PackedQuery<W> {
   using Base = PackedQuery<W>;
 
  public:
+  static std::int64_t spans(const AttentionParams& p) { return 2 * words_of_row(p) / span_of(p.codes); }
   static std::int64_t words_of_row(const AttentionParams& p) { return round_up(p.codes.width, kCodeUnit) / 2; }
   static std::int64_t floats(const AttentionParams& p) {
     return Base::floats(p) + kRows * words_of_row(p) + spans(p) * kRows;
@@ -54,8 +55,6 @@ class CodeQuery : public PackedQuery<W> {
   }
 
  private:
-  static std::int64_t spans(const AttentionParams& p) { return 2 * words_of_row(p) / span_of(p.codes); }
-
   void cut_lanes(const Panel& panel, std::int64_t span) {
     const std::int64_t lanes = panel.vectors * W, first = span * span_, left = width_ - first;
     for (std::int64_t lane = 0; lane < lanes; lane += W) {

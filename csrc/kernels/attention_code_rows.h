@@ -1,10 +1,13 @@
-// The rows of codes of one chunk, made ready once for scores and sums: codes that are bytes or become bytes, those of fp8 as
-// words; scales group by group.
+// The rows of codes of one chunk as what they are multiplied with, made once for scores and sums; scales group by group.
 #pragma once
 
 #include "kernels/attention_code_words.h"
+#include "kernels/transpose.h"
 
 namespace latentkv::LATENTKV_ISA {
+
+// What becomes of a code: a byte where it is one or fits one, a word, or float16.
+enum class CodeForm { byte, word, half };
 
 template <int W>
 class CodeRows {
@@ -14,73 +17,116 @@ class CodeRows {
   using Words = typename Reader::I16;
 
   static std::int64_t floats(const RowCodes& codes) {
-    const std::int64_t bytes = codes.format == CodeFormat::fp8 ? 2 : 1;
-    return kChunk * (spans(codes) + round_up(codes.width, kCodeUnit) * bytes / 4);
+    return kCodeChunk * spans(codes) + round_up(codes.width, kCodeUnit) / kCodeUnit * unit_bytes(codes) / 4;
   }
 
   CodeRows(const RowCodes& codes, float* memory)
       : codes_(codes),
         reader_(codes),
         padded_(round_up(codes.width, kCodeUnit)),
+        unit_bytes_(unit_bytes(codes)),
         span_(span_of(codes)),
         groups_(groups(codes)),
         spans_of_group_(codes.group / span_),
+        reads_in_place_(codes.format == CodeFormat::int8 && padded_ == codes.width),
         scales_(memory),
-        staged_(reinterpret_cast<char*>(memory + kChunk * spans(codes))) {}
+        staged_(reinterpret_cast<char*>(memory + kCodeChunk * spans(codes))) {}
 
-  void take(const char* const* rows, std::int64_t count) {
-    reader_.with_format([&]<CodeFormat Format>() {
-      for (std::int64_t t = 0; t < count; ++t) take_row<Format>(rows[t], t);
-    });
-    for (std::int64_t t = count; t < kChunk; ++t) {
-      places_[t] = places_[count - 1];
-      for (std::int64_t span = 0; span < spans(codes_); ++span) scales_[span * kChunk + t] = 0.0f;
+  // `use` with the format as its template argument.
+  template <typename Use>
+  void with_format(Use use) const {
+    reader_.with_format(use);
+  }
+
+  // The scales of rows 0 ... count - 1 for codes of that form. take_codes() of each row and end() have to follow.
+  void take_scales(const char* const* rows, std::int64_t count, CodeForm form) {
+    const float unit = form == CodeForm::byte ? 1.0f : form == CodeForm::word ? Reader::kWordUnit : Reader::kHalfUnit;
+    codes_.short_scales ? take_scales_of<bf16>(rows, count, unit) : take_scales_of<float>(rows, count, unit);
+  }
+
+  // Whether all of them are numbers.
+  template <CodeFormat Format, CodeForm Form>
+  [[gnu::always_inline]] bool take_codes(const char* row, std::int64_t t) {
+    if (Format == CodeFormat::int8 && reads_in_place_) {
+      places_[t] = row;
+      return true;
     }
+    char* to = staged_ + (Form == CodeForm::byte ? padded_ * t : kCodeUnit * 2 * t);
+    places_[t] = to;
+    for (std::int64_t d = 0; d < padded_; d += kCodeUnit, to += unit_step<Form>()) stage<Format, Form>(row, d, to);
+    if (Format != CodeFormat::fp8 || !Reader::has_nan(row, codes_.width)) return true;
+    mark_nan(row, t);
+    return false;
+  }
+
+  // Beyond rows 0 ... count - 1 the last one is repeated.
+  void end(std::int64_t count) {
+    for (std::int64_t t = count; t < kCodeChunk; ++t) places_[t] = places_[count - 1];
   }
 
   // Columns with those that fill the last 64.
   std::int64_t padded() const { return padded_; }
 
-  // What words of a span are to be multiplied with, [kChunk]: 0 beyond the rows taken, NaN where a code of the group is.
-  const float* scales(std::int64_t span) const { return scales_ + span * kChunk; }
+  // What codes of a span are to be multiplied with, [kCodeChunk]: 0 beyond the rows taken, NaN where a code of the group is.
+  const float* scales(std::int64_t span) const { return scales_ + span * kCodeChunk; }
 
-  // Columns d + i ... d + i + 2 * W - 1 of a row, d a multiple of 64; beyond the rows taken those of the last. AreLong: of fp8.
-  template <bool AreLong>
-  [[gnu::always_inline]] Words words(std::int64_t t, std::int64_t d, int i) const {
-    if constexpr (!AreLong) return Reader::signed_words(places_[t] + d + i);
+  // Columns from d on, a multiple of 64, of which 64 follow each other; beyond the rows taken those of the last.
+  template <CodeForm Form>
+  [[gnu::always_inline]] const char* at(std::int64_t t, std::int64_t d) const {
+    return places_[t] + (Form == CodeForm::byte ? d : d / kCodeUnit * unit_bytes_);
+  }
+
+  // From one unit of 64 columns to the next.
+  template <CodeForm Form>
+  [[gnu::always_inline]] std::int64_t unit_step() const {
+    return Form == CodeForm::byte ? kCodeUnit : unit_bytes_;
+  }
+
+  // From at(), 2 * W columns from `i` on.
+  template <CodeForm Form>
+  [[gnu::always_inline]] static Words words(const char* from, int i) {
+    if constexpr (Form == CodeForm::byte) return Reader::signed_words(from + i);
     Words words;
-    __builtin_memcpy(&words, places_[t] + d * (2 * kChunk) + 2 * i, sizeof words);
+    __builtin_memcpy(&words, from + 2 * i, sizeof words);
     return words;
   }
 
-  // The long words of columns d ... d + 63 of all tokens, one after the other.
-  const std::uint32_t* long_words(std::int64_t d) const {
-    return reinterpret_cast<const std::uint32_t*>(staged_ + d * (2 * kChunk));
+  // Words of columns d ... d + 63 of all tokens, one after the other.
+  const std::uint32_t* words_of_all(std::int64_t d) const {
+    return reinterpret_cast<const std::uint32_t*>(staged_ + d / kCodeUnit * unit_bytes_);
   }
 
  private:
   static std::int64_t groups(const RowCodes& codes) { return (codes.width + codes.group - 1) / codes.group; }
   static std::int64_t spans(const RowCodes& codes) { return groups(codes) * (codes.group / span_of(codes)); }
 
-  template <CodeFormat Format>
-  void take_row(const char* row, std::int64_t t) {
-    constexpr bool is_long = Format == CodeFormat::fp8;
-    take_scales(row, t, is_long ? 1.0f / 8.0f : 1.0f);
-    if (Format == CodeFormat::int8 && padded_ == codes_.width) {
-      places_[t] = row;
-      return;
-    }
-    char* to = staged_ + (is_long ? kCodeUnit * 2 : padded_) * t;
-    places_[t] = to;
-    for (std::int64_t d = 0; d < padded_; d += kCodeUnit) stage<Format>(row, d, to + d * (is_long ? 2 * kChunk : 1));
-    if (is_long && Reader::has_nan(row, codes_.width)) mark_nan(row, t);
+  // 64 columns of all tokens. A line more for words: in steps of a power of two they would all be in the same sets of a cache.
+  static std::int64_t unit_bytes(const RowCodes& codes) {
+    return codes.format == CodeFormat::fp8 ? kCodeChunk * kCodeUnit * 2 + Ahead::kLine : kCodeChunk * kCodeUnit;
   }
 
-  void take_scales(const char* row, std::int64_t t, float factor) {
-    float* to = scales_ + t;
-    for (std::int64_t group = 0; group < groups_; ++group) {
-      const float scale = reader_.stored_scale(row, group) * factor;
-      for (std::int64_t span = 0; span < spans_of_group_; ++span, to += kChunk) *to = scale;
+  // W tokens and W groups at a time.
+  template <typename Scale>
+  void take_scales_of(const char* const* rows, std::int64_t count, float unit) {
+    using S = Simd<W>;
+    const std::int64_t step = spans_of_group_ * kCodeChunk;
+    for (std::int64_t first = 0; first < groups_; first += W) {
+      const std::int64_t offset = codes_.scale_offset + first * sizeof(Scale), left = groups_ - first;
+      const bool has_room = offset + W * static_cast<std::int64_t>(sizeof(Scale)) <= codes_.row_bytes;
+      float* const to = scales_ + first * step;
+      for (std::int64_t t = 0; t < kCodeChunk; t += W) {
+        typename S::F square[W];
+        for (int i = 0; i < W; ++i) {
+          const auto* from = reinterpret_cast<const Scale*>(rows[t + i < count ? t + i : count - 1] + offset);
+          square[i] = has_room ? S::load(from) : S::load_part(from, left < W ? left : W);
+          if (t + i >= count) square[i] = S::zero();
+        }
+        transpose<W>(square);
+        for (int i = 0; i < W && i < left; ++i) {
+          const auto scales = square[i] * S::broadcast(unit);
+          for (std::int64_t span = 0; span < step; span += kCodeChunk) S::store(to + i * step + span + t, scales);
+        }
+      }
     }
   }
 
@@ -88,17 +134,19 @@ class CodeRows {
     for (std::int64_t first = 0; first < codes_.width; first += codes_.group) {
       const std::int64_t left = codes_.width - first, count = left < codes_.group ? left : codes_.group;
       if (!Reader::has_nan(row + first, count)) continue;
-      float* to = scales_ + first / span_ * kChunk + t;
-      for (std::int64_t span = 0; span < spans_of_group_; ++span) to[span * kChunk] = __builtin_nanf("");
+      float* to = scales_ + first / span_ * kCodeChunk + t;
+      for (std::int64_t span = 0; span < spans_of_group_; ++span) to[span * kCodeChunk] = __builtin_nanf("");
     }
   }
 
   // 64 codes from d on.
-  template <CodeFormat Format>
+  template <CodeFormat Format, CodeForm Form>
   [[gnu::always_inline]] void stage(const char* row, std::int64_t d, char* to) const {
     char copied[kCodeUnit];
-    const CodeUnit unit = reader_.find(row, d, copied);
-    if constexpr (Format == CodeFormat::fp8) {
+    const CodeUnit unit = reader_.template find<Format>(row, d, copied);
+    if constexpr (Form == CodeForm::half) {
+      Reader::write_halves(unit.codes, to);
+    } else if constexpr (Format == CodeFormat::fp8) {
       Reader::write_long_words(unit.codes, to);
     } else if constexpr (Format == CodeFormat::int8) {
       __builtin_memcpy(to, unit.codes, kCodeUnit);
@@ -109,10 +157,11 @@ class CodeRows {
 
   const RowCodes& codes_;
   const Reader reader_;
-  const std::int64_t padded_, span_, groups_, spans_of_group_;
-  float* scales_;  // [spans][kChunk]
-  char* staged_;   // bytes [kChunk][padded], or words [padded / 64][kChunk][64]
-  const char* places_[kChunk];
+  const std::int64_t padded_, unit_bytes_, span_, groups_, spans_of_group_;
+  const bool reads_in_place_;
+  float* scales_;  // [spans][kCodeChunk]
+  char* staged_;   // bytes [kCodeChunk][padded], or words or float16 [padded / 64][kCodeChunk][64]
+  const char* places_[kCodeChunk];
 };
 
 }  // namespace latentkv::LATENTKV_ISA

@@ -9,7 +9,16 @@
 
 namespace latentkv::LATENTKV_ISA {
 
-constexpr std::int64_t kChunkPairs = kChunk / 2;
+constexpr std::int64_t kChunkPairs = kCodeChunk / 2;
+
+// Tiles as large as GCC 12 keeps in registers: one that fills them has its sums in memory between two steps.
+template <int W>
+struct WordTile {
+  static constexpr int pair_tokens = W == 16 ? 8 : 4;      // rows in two vectors
+  static constexpr int single_tokens = W == 16 ? 16 : 8;   // rows in one vector
+  static constexpr int sum_rows = W == 16 ? 6 : 4;
+  static constexpr int sum_vectors = W == 16 ? 4 : 2;
+};
 
 // Words of two rows side by side, W columns each: within 128 bits the first four columns and the last four.
 template <int W, int... I>
@@ -52,8 +61,7 @@ template <int W>
 
 template <int W>
 [[gnu::always_inline]] inline void add_now(typename Dot<W>::I& sum, typename Dot<W>::U a, typename Dot<W>::U b) {
-  sum = Dot<W>::add_pairs(sum, a, b);
-  Dot<W>::settle(sum);
+  Dot<W>::add_pairs_to(sum, a, b);
 }
 
 // out = out * shrink + unit * sums of interleaved columns, 2 * W of them.
@@ -68,16 +76,16 @@ template <int W>
   S::store(out + W, S::fma(high, units, S::load(out + W) * factor));
 }
 
-// scores[token][row] += unit[row] * scales[token] * (keys[token] · q[row]) for `Tokens` tokens and Vectors * W rows; q is
-// [words of a span][Vectors * W].
-template <int W, int Span, int Tokens, int Vectors>
-void dot_words(const std::uint32_t* q, const std::uint32_t* keys, const float* units, const float* scales,
-               float* scores, Ahead& ahead) {
+// scores[token][row] += unit[row] * scales[token] * (keys[token] · q[row]) for `Tokens` tokens, `Stride` words apart, and
+// Vectors * W rows; q is [words][Vectors * W]. GCC 12 copies all sums at every turn of a loop whose length it knows: `words`,
+// whole steps, is no template argument.
+template <int W, int Stride, int Tokens, int Vectors>
+void dot_words(const std::uint32_t* q, const std::uint32_t* keys, std::int64_t words, const float* units,
+               const float* scales, float* scores, Ahead& ahead) {
   using S = Simd<W>;
   using D = Dot<W>;
-  constexpr std::int64_t words = Span / 2;
   typename D::I sum[Tokens][Vectors] = {};
-  for (const std::uint32_t* const end = keys + words; keys < end; keys += kStepColumns, q += kStepColumns * Vectors * W) {
+  for (; words > 0; words -= kStepColumns, keys += kStepColumns, q += kStepColumns * Vectors * W) {
 #pragma GCC unroll 8
     for (int i = 0; i < kStepColumns; ++i) {
       typename D::U lanes[Vectors];
@@ -85,13 +93,13 @@ void dot_words(const std::uint32_t* q, const std::uint32_t* keys, const float* u
       for (int v = 0; v < Vectors; ++v) lanes[v] = load_words<W>(q + (i * Vectors + v) * W);
 #pragma GCC unroll 32
       for (int t = 0; t < Tokens; ++t) {
-        const auto key = spread_word<W>(keys + t * words + i);
+        const auto key = spread_word<W>(keys + t * Stride + i);
 #pragma GCC unroll 32
         for (int v = 0; v < Vectors; ++v) add_now<W>(sum[t][v], key, lanes[v]);
       }
     }
-    ahead.step();
   }
+  ahead.step();
 #pragma GCC unroll 32
   for (int t = 0; t < Tokens; ++t) {
     const auto scale = S::broadcast(scales[t]);

@@ -14,6 +14,7 @@
 namespace latentkv::LATENTKV_ISA {
 
 constexpr std::int64_t kStripWords = kStrip / 2;  // in 32 bits two words
+constexpr std::int64_t kCodeChunk = kMostTokens;  // context tokens at once: a multiple of every tile of words
 
 template <int W>
 class WordReader {
@@ -25,7 +26,7 @@ class WordReader {
 
   explicit WordReader(const RowCodes& codes)
       : codes_(codes),
-        is_whole_(codes.width % kCodeUnit == 0 || is_packed()),
+        is_whole_(codes.width % kCodeUnit == 0),
         high_(round_up(codes.width, kCodeUnit) / 2),
         scales_(codes) {}
 
@@ -41,8 +42,9 @@ class WordReader {
   }
 
   // Codes from `first` on, a multiple of 64. What is not whole is copied: after its codes the row may end.
+  template <CodeFormat Format>
   [[gnu::always_inline]] CodeUnit find(const char* row, std::int64_t first, char (&copied)[kCodeUnit]) const {
-    if (is_packed()) return {row + first / 2, row + high_ + first / 4};
+    if constexpr (Format == CodeFormat::int6 || Format == CodeFormat::int4) return {row + (first >> 1), row + high_ + (first >> 2)};
     if (is_whole_ || first + kCodeUnit <= codes_.width) return {row + first, nullptr};
     __builtin_memset(copied, 0, kCodeUnit);
     __builtin_memcpy(copied, row + first, codes_.width - first);
@@ -52,12 +54,24 @@ class WordReader {
   // As it stands in the row.
   float stored_scale(const char* row, std::int64_t group) const { return scales_.scale_of(row, group); }
 
+  // Words and float16 of fp8 times these are the elements in units of their scale.
+  static constexpr float kWordUnit = 1.0f / 8.0f, kHalfUnit = 256.0f;
+
   // 64 codes of fp8 as words.
   [[gnu::always_inline]] static void write_long_words(const char* codes, char* to) {
 #pragma GCC unroll 8
     for (int i = 0; i < kCodeUnit; i += 2 * W) {
       const I16 words = e4m3(codes + i);
       __builtin_memcpy(to + 2 * i, &words, sizeof words);
+    }
+  }
+
+  // The same as float16.
+  [[gnu::always_inline]] static void write_halves(const char* codes, char* to) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kCodeUnit; i += 2 * W) {
+      const I16 halves = half_bits(codes + i);
+      __builtin_memcpy(to + 2 * i, &halves, sizeof halves);
     }
   }
 
@@ -74,15 +88,23 @@ class WordReader {
     return __builtin_convertvector(narrow, I16);
   }
 
-  // Of `count` codes of fp8.
+  // Of `count` codes of fp8: the largest of one sign and of the other.
   static bool has_nan(const char* codes, std::int64_t count) {
-    B found{};
+    using B = typename Lanes<std::uint8_t, 4 * W>::type;
+    using Bytes = typename Lanes<std::int8_t, 4 * W>::type;
+    B largest{};
+    Bytes most{};
     std::int64_t i = 0;
-    for (; i + 2 * W <= count; i += 2 * W) {
-      B some;
-      __builtin_memcpy(&some, codes + i, sizeof some);
-      found |= (B)((some & 0x7f) == 0x7f);
+    for (; i + kCodeUnit <= count; i += kCodeUnit) {
+#pragma GCC unroll 8
+      for (int j = 0; j < kCodeUnit; j += 4 * W) {
+        B some;
+        __builtin_memcpy(&some, codes + i + j, sizeof some);
+        largest = some > largest ? some : largest;
+        most = (Bytes)some > most ? (Bytes)some : most;
+      }
     }
+    const B found = (B)(largest == 0xff) | (B)(most == 0x7f);
     std::uint64_t words[sizeof found / 8], any = 0;
     __builtin_memcpy(words, &found, sizeof found);
     for (const std::uint64_t word : words) any |= word;
@@ -91,8 +113,6 @@ class WordReader {
   }
 
  private:
-  bool is_packed() const { return codes_.format == CodeFormat::int6 || codes_.format == CodeFormat::int4; }
-
   // 8 times the numbers that codes stand for, to nearest: (8 + fraction) * 2**(exponent - 7), where exponents of 0 have no 8
   // and count as 1. AVX2 has no shifts by words: it goes by float16 and float32.
   [[gnu::always_inline]] static I16 e4m3(const char* from) {
@@ -106,10 +126,14 @@ class WordReader {
     return (number ^ sign) - sign;
   }
 
-#if defined(__AVX2__)
   // float16 has the bits of fp8 further up, for numbers 2**8 times smaller.
+  [[gnu::always_inline]] static I16 half_bits(const char* from) {
+    return (signed_words(from) << 7) & static_cast<std::int16_t>(0xbfff);
+  }
+
+#if defined(__AVX2__)
   [[gnu::always_inline]] static I16 e4m3_by_floats(const char* from) {
-    const auto half = (__m256i)((signed_words(from) << 7) & (std::int16_t)0xbfff);
+    const auto half = (__m256i)half_bits(from);
     const __m256 unit = _mm256_set1_ps(8 * 256.0f);
     const __m256 low = _mm256_cvtph_ps(_mm256_castsi256_si128(half)), high = _mm256_cvtph_ps(_mm256_extracti128_si256(half, 1));
     const __m256i first = _mm256_cvtps_epi32(low * unit), last = _mm256_cvtps_epi32(high * unit);
@@ -197,6 +221,7 @@ class WordUnit {
   template <typename Of>
   static I largest_of(std::int64_t count, Of of) {
     I largest{};
+#pragma GCC unroll 4
     for (std::int64_t i = 0; i < count; ++i) {
       const I size = (I)((U)of(i) & 0x7fffffffu);
       largest = size > largest ? size : largest;

@@ -89,7 +89,7 @@ class TileCodeChunk : private TileSums {
     for (std::int64_t t = 0; t < round_up(count, kTileDepth); ++t) {
       const char* row = rows[t < count ? t : count - 1];
       char* to = staged_ + t * row_bytes_;
-      for (std::int64_t d = 0; d < codes_.width; d += kCodeUnit) write_numbers<Format>(reader_.find(row, d, unused), to + 2 * d);
+      for (std::int64_t d = 0; d < codes_.width; d += kCodeUnit) write_numbers<Format>(reader_.find<Format>(row, d, unused), to + 2 * d);
       __builtin_memcpy(to + 2 * codes_.width, row + codes_.rope_offset, 2 * (width - codes_.width));
     }
   }

@@ -68,7 +68,7 @@ TOLERANCES = {
     # Attention over rows of codes by products of integers, against float64 over the same rows. A query becomes
     # words in units of 1/32767 (fp8: 1/8191) of the largest of 64 or 128 columns, 2.4 deviations: an rms error of
     # 2.4/32767/sqrt(12) = 2.1e-5 (8.5e-5) of its deviation, and so of a score's. Weights round alike, against the
-    # largest of 48 or 64 tokens. fp8's codes are rounded to 1/8 of a scale, 448 of which are 2.8 deviations: 1/8 /
+    # largest of 64 tokens. fp8's codes are rounded to 1/8 of a scale, 448 of which are 2.8 deviations: 1/8 /
     # sqrt(12) / 160 = 2.3e-4. Scores here have deviations of 2.4 at most, which multiply both: e = 5e-5, and 6e-4
     # for fp8. Elements as above.
     **{

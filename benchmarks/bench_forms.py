@@ -1,11 +1,11 @@
 """Latent or head form: is the one the cost model chooses the faster one, and what would a constant threshold lose?
 
-Both forms of the native backend run on the same chunk and context, in turns; the median counts. Where the first turn says
-that one takes more than twice as long, it is the last one. Regret is the chosen form's time over the better one's,
+Both forms of the native backend run on the same chunk and context, in turns; the median counts. Where the first turn
+says that one takes more than twice as long, it is the last one. Regret is the chosen form's time over the better one's,
 less one. "threshold" takes the head form from 128 new tokens on, whatever the context, the sizes and the format.
 
-    python benchmarks/bench_forms.py [--isa avx2] [--formats bf16,f32,int8] [--query bfloat16] [--repeats 5] [--threads 2]
-                                     [--json benchmarks/results/forms.json]
+    python benchmarks/bench_forms.py [--isa avx2] [--formats bf16,f32,int8] [--query bfloat16] [--repeats 5]
+                                     [--threads 2] [--json benchmarks/results/forms.json]
 
 --json adds the cases to a record, in place of those of the same instruction set, format and queries.
 """
@@ -74,7 +74,9 @@ class Setting:
         pages = layout.pages_for(context)
         cache = LatentCache(layout, pages)
         tokens = torch.arange(pages * layout.page_tokens)
-        cache.layer(0).write(tokens, {"latent": torch.randn(len(tokens), latent), "rope": torch.randn(len(tokens), rope)})
+        cache.layer(0).write(
+            tokens, {"latent": torch.randn(len(tokens), latent), "rope": torch.randn(len(tokens), rope)}
+        )
         batch = Batch.build(query_lens=[new], context_lens=[context], pages=[list(range(pages))], page_tokens=64)
         dtype = getattr(torch, self.query)
         weight = (torch.randn(heads * (nope + value), latent) * latent**-0.5).to(dtype)

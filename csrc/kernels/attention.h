@@ -82,8 +82,8 @@ class AttentionWorker {
       Ahead ahead;
       const std::int64_t next = chunk_from(begin + count);
       context.find(begin + count, begin + count + next, sizeof(T), ahead.rows);
-      const std::int64_t first_byte = item_->group * p_.key_step * sizeof(T);
-      ahead.start(next, first_byte, kCoded<T> ? p_.codes.row_bytes : first_byte + p_.key_width * sizeof(T));
+      const ByteRange key = key_bytes<T>(p_, item_->group);
+      ahead.start(next, key.from, key.to);
       compute(rows, begin, count, ahead);
       begin += count;
       count = next;
@@ -198,6 +198,9 @@ class TileOrVectorWorker {
 // `use` with the worker for these rows as its template argument.
 template <int W, typename Use>
 auto with_worker(const AttentionParams& p, Use use) {
+  if (p.values.codes.format != CodeFormat::none) {
+    return use.template operator()<AttentionWorker<W, CodedParts, VectorEngine<W>>>();
+  }
   if constexpr (kHasTiles) {
     using OfBf16 = TileOrVectorWorker<AttentionWorker<16, bf16, VectorEngine<16>>, AttentionWorker<16, bf16, TileEngine>>;
     using OfBytes = TileOrVectorWorker<AttentionWorker<16, Coded, CodeEngine<16>>, AttentionWorker<16, Coded, TileByteEngine>>;

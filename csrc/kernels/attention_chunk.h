@@ -15,7 +15,7 @@ class Chunk {
   static std::int64_t floats(const AttentionParams&) { return kChunk * kStrip + kChunk * kRows + kRows; }
 
   Chunk(const AttentionParams& p, float* memory)
-      : codes_(p.codes), strip_(memory), scores_(strip_ + kChunk * kStrip), shrink_(scores_ + kChunk * kRows) {}
+      : p_(p), strip_(memory), scores_(strip_ + kChunk * kStrip), shrink_(scores_ + kChunk * kRows) {}
 
   // [kChunk][kRows]: of a token and a row.
   float* scores() const { return scores_; }
@@ -153,8 +153,10 @@ class Chunk {
 
   template <typename T>
   void widen(const char* const* rows, std::int64_t count, std::int64_t first, std::int64_t width) const {
-    if constexpr (kCoded<T>) {
-      widen_coded<W>(codes_, rows, count, first, width, strip_);
+    if constexpr (kInParts<T>) {
+      widen_parts<W>(p_, rows, count, first, width, strip_);
+    } else if constexpr (kCoded<T>) {
+      widen_coded<W>(p_.codes, rows, count, first, width, strip_);
     } else {
       widen_rows<W, T>(rows, count, first, width, strip_);
     }
@@ -201,7 +203,7 @@ class Chunk {
     for (; d < width; d += 2 * W) sum_direct<W, Rows, 1, T>(scores_, values, d, count, shrink_, result.out, ahead);
   }
 
-  const RowCodes& codes_;
+  const AttentionParams& p_;
   float *strip_, *scores_, *shrink_;
 };
 

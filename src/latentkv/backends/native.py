@@ -16,7 +16,7 @@ from torch import Tensor
 from latentkv.backends.base import Attended, Plan, Request, Support
 from latentkv.backends.cost import Prices, cheaper_form
 from latentkv.backends.isa import find_isa, native_missing
-from latentkv.backends.native_codes import CODE_FORMATS, native_codes
+from latentkv.backends.native_codes import CODE_FORMATS, native_codes, native_parts
 from latentkv.backends.native_head import attend_expanded
 from latentkv.backends.native_plan import Work, divide
 from latentkv.backends.native_project import project_columns, project_rows
@@ -73,8 +73,7 @@ class NativeBackend:
         """CPU, float32 or bfloat16 queries over rows of a known format, and the extension."""
         if request.device != "cpu":
             return Support(ok=False, reason=f"runs on the CPU only, not on {request.device}")
-        known = FORMATS if request.kind == "kv" else (*FORMATS, *CODE_FORMATS.values())
-        if request.query_dtype not in QUERY_DTYPES or request.format not in known:
+        if request.query_dtype not in QUERY_DTYPES or request.format not in (*FORMATS, *CODE_FORMATS.values()):
             return Support(ok=False, reason=f"no kernel for {request.query_dtype} queries over {request.format} rows")
         reason = native_missing()
         return Support(ok=not reason, reason=reason)
@@ -200,7 +199,8 @@ class _Call:
             self.scale,
             self.causal,
             work.threads,
-            codes=None if request.format in FORMATS else native_codes(self.cache.layout),
+            codes=native_codes(self.cache.layout),
+            parts=native_parts(self.cache.layout),
             integer=self.integer,
         )
         if up is not None:

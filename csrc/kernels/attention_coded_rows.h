@@ -39,25 +39,40 @@ void widen_part(const CodedPart& part, const char* const* rows, std::int64_t cou
   }
 }
 
-template <int W>
-void widen_parts(const AttentionParams& p, const char* const* rows, std::int64_t count, std::int64_t first, std::int64_t width,
-                 float* strip) {
-  first < p.value_offset ? widen_part<W>({p.codes, 0}, rows, count, first, width, strip)
-                         : widen_part<W>(p.values, rows, count, first - p.value_offset, width, strip);
-}
-
 // Bytes of a row.
 struct ByteRange {
   std::int64_t from, to;
 };
 
-// Where a group's key lies. Of a latent in codes, the whole row; of int6, the lower bits.
+// Where elements of a part lie; of int6, their lower bits.
+inline ByteRange bytes_of(const CodedPart& part, std::int64_t first, std::int64_t width) {
+  const bool packed = part.codes.format == CodeFormat::int6 || part.codes.format == CodeFormat::int4;
+  const int per_byte = packed ? 2 : 1;
+  return {part.begin + first / per_byte, part.begin + (first + width + per_byte - 1) / per_byte};
+}
+
+// The values that belong to keys from element `first` on: Ahead asks for keys alone.
+inline void ask_for_values(const AttentionParams& p, const char* const* rows, std::int64_t count, std::int64_t first) {
+  const std::int64_t value = first / p.key_step * p.value_step + first % p.key_step;
+  const std::int64_t place = bytes_of(p.values, value, 1).from;
+  for (std::int64_t t = 0; t < count; ++t) __builtin_prefetch(rows[t] + place, 0, 2);
+}
+
+template <int W>
+void widen_parts(const AttentionParams& p, const char* const* rows, std::int64_t count, std::int64_t first, std::int64_t width,
+                 float* strip) {
+  if (first >= p.value_offset) return widen_part<W>(p.values, rows, count, first - p.value_offset, width, strip);
+  ask_for_values(p, rows, count, first);
+  widen_part<W>({p.codes, 0}, rows, count, first, width, strip);
+}
+
+// Where a group's key lies; of a latent in codes, the whole row.
 template <typename T>
 ByteRange key_bytes(const AttentionParams& p, std::int64_t group) {
-  if (kCoded<T> && !kInParts<T>) return {0, p.codes.row_bytes};
-  const bool packed = kInParts<T> && (p.codes.format == CodeFormat::int6 || p.codes.format == CodeFormat::int4);
-  const std::int64_t first = group * p.key_step, last = first + p.key_width, size = sizeof(T);
-  return packed ? ByteRange{first / 2, (last + 1) / 2} : ByteRange{first * size, last * size};
+  const std::int64_t first = group * p.key_step, size = sizeof(T);
+  if constexpr (kInParts<T>) return bytes_of({p.codes, 0}, first, p.key_width);
+  if constexpr (kCoded<T>) return {0, p.codes.row_bytes};
+  return {first * size, (first + p.key_width) * size};
 }
 
 }  // namespace latentkv::LATENTKV_ISA

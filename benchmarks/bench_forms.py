@@ -1,8 +1,9 @@
 """Latent or head form: is the one the cost model chooses the faster one, and what would a constant threshold lose?
 
 Both forms of the native backend run on the same chunk and context, in turns; the median counts. Where the first turn
-says that one takes more than twice as long, it is the last one. Regret is the chosen form's time over the better one's,
-less one. With one thread the processor's own time counts, of which other programs take less. "threshold" takes the head form from 128 new tokens on, whatever the context, the sizes and the format.
+says that one takes more than twice as long, it is the last one. With one thread the processor's own time counts, of
+which other programs take less. Regret is the chosen form's time over the better one's, less one. "threshold" takes
+the head form from 128 new tokens on, whatever the context, the sizes and the format.
 
     python benchmarks/bench_forms.py [--isa avx2] [--formats bf16,f32,int8] [--query bfloat16] [--repeats 5]
                                      [--threads 2] [--json benchmarks/results/forms.json]

@@ -1,4 +1,4 @@
-"""Keys and values in codes, read and written natively: against float64 over what the codes stand for, and byte by byte."""
+"""Keys and values in codes, read and written natively: against float64 over what they stand for, and byte by byte."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from latentkv.attend import attend, request_for
 from latentkv.backends.isa import available_isas
 from latentkv.backends.kernels import native_kernels
-from latentkv.backends.native import NativeBackend
+from latentkv.backends.registry import select
 from latentkv.cache.latent import LatentCache
 from latentkv.cache.layout import FORMATS, CacheLayout, Coding, kv_row
 from support.compare import assert_close
@@ -19,7 +19,8 @@ from support.hostile import awkward_lengths, hostile_case, strided_normal
 from support.reference import kv_reference
 
 CODED = ("fp8", "int8", "int6", "int4")
-MODES = ["decode", "prefill", "chunk", "mix", "empty"]
+# Every kind of call, beside each other.
+LENGTHS = [lengths for mode in awkward_lengths(16).values() for lengths in mode]
 # Heads, groups, key width: groups that begin with a packing unit and within one, scales shared by groups and within a
 # key, one new row for a group and more than a tile.
 SIZES = [(6, 1, 5), (9, 3, 64), (6, 6, 16), (1, 1, 8), (8, 2, 128), (3, 1, 256), (80, 4, 20), (4, 2, 80)]
@@ -29,14 +30,11 @@ every_format = pytest.mark.parametrize("format", CODED)
 
 
 @every_isa
-@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("heads", "groups", "width"), SIZES)
 @every_format
-def test_attention_over_keys_and_values_in_codes(
-    format: str, heads: int, groups: int, width: int, mode: str, isa: str
-) -> None:
+def test_attention_over_keys_and_values_in_codes(format: str, heads: int, groups: int, width: int, isa: str) -> None:
     row = kv_row(format, num_key_value_heads=groups, head_dim=width, v_head_dim=width + 3)
-    case = hostile_case(row, awkward_lengths(16)[mode], page_tokens=16)
+    case = hostile_case(row, LENGTHS, page_tokens=16)
     query = strided_normal(case.batch.num_tokens, heads, width, seed=17)
     got = attend(query, case.layer, case.batch, scale=0.1, backend=f"native:{isa}")
     out, lse = kv_reference(query, case.contexts, case.lengths, groups=groups, scale=0.1)
@@ -79,9 +77,11 @@ def test_groups_of_another_size_are_left_to_the_portable_backend(format: str) ->
     known = FORMATS[format]
     odd = replace(known, name=f"{format}-groups32", latent=Coding(known.latent.dtype, 32, known.latent.scale_dtype))
     case = hostile_case(kv_row(odd, num_key_value_heads=1, head_dim=8, v_head_dim=8), [(1, 3)], page_tokens=16)
-    support = NativeBackend().supports(request_for(torch.zeros(1, 1, 8), case.layer, case.batch))
-    assert not support.ok
-    assert odd.name in support.reason
+    selection = select(request_for(torch.zeros(1, 1, 8), case.layer, case.batch))
+    assert selection.backend.name == "portable"
+    [(name, reason)] = selection.rejected
+    assert name == "native"
+    assert odd.name in reason
 
 
 def hostile_numbers(tokens: int, width: int, dtype: torch.dtype) -> Tensor:

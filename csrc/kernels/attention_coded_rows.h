@@ -18,10 +18,13 @@ constexpr bool kInParts = false;
 template <>
 constexpr bool kInParts<CodedParts> = true;
 
-// `width` (at most kStrip) elements of each row's part, from any element `first` on, into a strip.
+constexpr std::int64_t kNothing = -1;
+
+// `width` (at most kStrip) elements of each row's part, from any element `first` on, into a strip. Meanwhile each row's byte
+// `asked` is asked for: all at once they would wait for each other.
 template <int W>
 void widen_part(const CodedPart& part, const char* const* rows, std::int64_t count, std::int64_t first, std::int64_t width,
-                float* strip) {
+                std::int64_t asked, float* strip) {
   using S = Simd<W>;
   static_assert(kStrip == kCodeUnit);
   const CodeReader<W> reader(part.codes);
@@ -30,6 +33,7 @@ void widen_part(const CodedPart& part, const char* const* rows, std::int64_t cou
     const std::int64_t group = unit / part.codes.group, from = unit < first ? skipped : 0, at = unit + from - first;
     const std::int64_t left = width - at, taken = left < kCodeUnit - from ? left : kCodeUnit - from;
     for (std::int64_t t = 0; t < count; ++t) {
+      if (asked != kNothing) __builtin_prefetch(rows[t] + asked, 0, 2);
       const char* row = rows[t] + part.begin;
       const auto factor = S::broadcast(reader.scale_of(row, group));
       float numbers[kCodeUnit], *to = skipped == 0 ? strip + t * kStrip : numbers;
@@ -51,19 +55,15 @@ inline ByteRange bytes_of(const CodedPart& part, std::int64_t first, std::int64_
   return {part.begin + first / per_byte, part.begin + (first + width + per_byte - 1) / per_byte};
 }
 
-// The values that belong to keys from element `first` on: Ahead asks for keys alone.
-inline void ask_for_values(const AttentionParams& p, const char* const* rows, std::int64_t count, std::int64_t first) {
-  const std::int64_t value = first / p.key_step * p.value_step + first % p.key_step;
-  const std::int64_t place = bytes_of(p.values, value, 1).from;
-  for (std::int64_t t = 0; t < count; ++t) __builtin_prefetch(rows[t] + place, 0, 2);
-}
-
 template <int W>
 void widen_parts(const AttentionParams& p, const char* const* rows, std::int64_t count, std::int64_t first, std::int64_t width,
                  float* strip) {
-  if (first >= p.value_offset) return widen_part<W>(p.values, rows, count, first - p.value_offset, width, strip);
-  ask_for_values(p, rows, count, first);
-  widen_part<W>({p.codes, 0}, rows, count, first, width, strip);
+  if (first >= p.value_offset) {
+    return widen_part<W>(p.values, rows, count, first - p.value_offset, width, kNothing, strip);
+  }
+  // The values that belong to these keys: Ahead asks for keys alone.
+  const std::int64_t value = first / p.key_step * p.value_step + first % p.key_step;
+  widen_part<W>({p.codes, 0}, rows, count, first, width, bytes_of(p.values, value, 1).from, strip);
 }
 
 // Where a group's key lies; of a latent in codes, the whole row.

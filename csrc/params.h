@@ -36,13 +36,6 @@ struct RmsNormParams {
   Matrix out;
 };
 
-// cache row slots[t] = the t-th rows of all parts side by side, converted to the cache's dtype.
-struct WriteRowsParams {
-  const Matrix* parts;
-  int part_count;
-  const std::int64_t* slots;  // parts[0].rows of them, each inside the cache and all different
-  Matrix cache;
-};
 
 // An RMSNorm of rows: weight is [n] adjacent elements, or null where there is no norm.
 struct Norm {
@@ -69,6 +62,21 @@ struct RowCodes {
   std::int64_t width, group;
   bool short_scales;
   std::int64_t scale_offset, rope_offset, row_bytes;
+};
+
+// A part of a row that is codes and scales only: from byte `begin` on, where its own offsets count from.
+struct CodedPart {
+  RowCodes codes;
+  std::int64_t begin;
+};
+
+// cache row slots[t] = the t-th rows of all parts side by side, converted to the cache's dtype.
+struct WriteRowsParams {
+  const Matrix* parts;
+  int part_count;
+  const std::int64_t* slots;  // parts[0].rows of them, each inside the cache and all different
+  Matrix cache;
+  const CodedPart* codes;  // in a cache of u8, what each part becomes
 };
 
 // Cache row slots[t] = kv row t: the first `latent_width` elements normed, the others, in `groups` blocks, normed and
@@ -130,6 +138,7 @@ struct AttentionParams {
   const void* rows;
   DType row_dtype;  // u8: rows of codes
   RowCodes codes;
+  CodedPart values;  // rows of keys and values in codes: the values, the keys being `codes`; else of CodeFormat::none
   bool integer;  // rows of codes: whether queries and weights may be rounded to 16 bits where that is faster
   std::int64_t page_tokens, page_stride, row_stride;
   std::int64_t key_width, key_step, value_width, value_offset, value_step;

@@ -30,6 +30,29 @@ RowCodes codes_of(nb::tuple codes, std::int64_t row_bytes) {
   return {format, number(1), number(2), number(3) == 2, number(4), number(5), row_bytes};
 }
 
+CodedRow coded_row_of(nb::tuple parts, std::int64_t row_bytes) {
+  expect_size("parts of a row of keys and values in codes", kCodedParts, static_cast<std::int64_t>(parts.size()));
+  CodedRow row{};
+  for (int i = 0; i < kCodedParts; ++i) {
+    const auto part = nb::cast<nb::tuple>(parts[i]);
+    const auto begin = nb::cast<std::int64_t>(part[0]);
+    if (begin < 0 || begin > row_bytes || (i == 0 && begin != 0)) {
+      refuse("parts", "keys, then values, within a row of " + std::to_string(row_bytes) + " bytes", std::to_string(begin));
+    }
+    row.parts[i] = {codes_of(nb::cast<nb::tuple>(part[1]), row_bytes - begin), begin};
+    check_codes(row.parts[i].codes, 0);
+  }
+  return row;
+}
+
+void check_coded_row(const CodedRow& row, std::int64_t key_width, std::int64_t value_width) {
+  expect_size("codes of the keys", row.keys().codes.width, key_width);
+  expect_size("codes of the values", row.values().codes.width, value_width);
+  if (key_width > kMostWritten || value_width > kMostWritten) {
+    throw Declined("keys or values of more than " + std::to_string(kMostWritten) + " codes");
+  }
+}
+
 void check_codes(const RowCodes& codes, std::int64_t rope_width) {
   const std::int64_t scales = codes.group > 0 ? (codes.width + codes.group - 1) / codes.group : 0;
   const std::int64_t units = (codes.width + kCodeUnit - 1) / kCodeUnit;

@@ -11,6 +11,22 @@ Matrix cache_rows(nanobind::handle object, std::initializer_list<DType> dtypes =
 // (format, codes, group, bytes of a scale, offset of the scales, offset of the RoPE part) of rows of so many bytes.
 RowCodes codes_of(nanobind::tuple codes, std::int64_t row_bytes);
 
+// The parts of a row of keys and values in codes, each (its first byte, what codes_of takes), in order.
+constexpr int kCodedParts = 2;
+struct CodedRow {
+  CodedPart parts[kCodedParts];
+
+  const CodedPart& keys() const { return parts[0]; }
+  const CodedPart& values() const { return parts[1]; }
+};
+
+// Throws ShapeError unless each part lies within a row of so many bytes.
+CodedRow coded_row_of(nanobind::tuple parts, std::int64_t row_bytes);
+
+// That keys and values of these widths are what the row holds, and can be written. Throws ShapeError, and Declined for
+// what only the reference writes.
+void check_coded_row(const CodedRow& row, std::int64_t key_width, std::int64_t value_width);
+
 // Throws ShapeError unless codes, scales and a RoPE part of this width lie one behind the other within the row.
 void check_codes(const RowCodes& codes, std::int64_t rope_width);
 

@@ -10,9 +10,9 @@ namespace {
 
 void attention(const Isa& isa, nb::handle out, nb::handle lse, nb::handle a, nb::handle b, nb::handle rows,
                nb::handle page_table, nb::tuple plan, nb::tuple key, nb::tuple value, std::int64_t groups,
-               std::int64_t b_blocks, double scale, bool causal, int threads, nb::object codes, bool integer) {
+               std::int64_t b_blocks, double scale, bool causal, int threads, nb::object codes, nb::object parts, bool integer) {
   const Array result = cube_of(out, "out");
-  const Array pages = cube_of(rows, "rows", codes.is_none() ? kStored : kCodes);
+  const Array pages = cube_of(rows, "rows", codes.is_none() && parts.is_none() ? kStored : kCodes);
   AttentionParams p{};
   take_results(result, lse, p);
   p.a = query_part(a, "query", result);
@@ -37,7 +37,13 @@ void attention(const Isa& isa, nb::handle out, nb::handle lse, nb::handle a, nb:
     }
     expect_size("key elements of rows of codes", p.codes.width + p.b_blocks * p.b.width, p.key_width);
   }
-  work.check(p, codes.is_none() ? pages.shape[2] : p.key_width, pages.shape[0], result.shape[0]);
+  std::int64_t row_elements = codes.is_none() ? pages.shape[2] : p.key_width;
+  if (!parts.is_none()) {
+    const CodedRow row = coded_row_of(nb::cast<nb::tuple>(parts), pages.shape[2]);
+    take_parts(row, p);
+    row_elements = row.keys().codes.width + row.values().codes.width;
+  }
+  work.check(p, row_elements, pages.shape[0], result.shape[0]);
   nb::gil_scoped_release unlocked;
   Buffer scratch;
   run_attention(isa, p, work.slots, threads, scratch);
@@ -49,7 +55,7 @@ void bind_attention(nb::class_<Isa>& isa) {
   isa.def("attention", &attention, nb::arg("out"), nb::arg("lse"), nb::arg("a").none(), nb::arg("b").none(),
           nb::arg("rows"), nb::arg("page_table"), nb::arg("plan"), nb::arg("key"), nb::arg("value"), nb::arg("groups"),
           nb::arg("b_blocks"), nb::arg("scale"), nb::arg("causal"), nb::arg("threads"),
-          nb::arg("codes").none() = nb::none(), nb::arg("integer") = true,
+          nb::arg("codes").none() = nb::none(), nb::arg("parts").none() = nb::none(), nb::arg("integer") = true,
           "Attention over paged rows; see backends/native.py, which alone calls it.");
 }
 

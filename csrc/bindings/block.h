@@ -15,7 +15,8 @@ struct BlockStep {
   const Isa& isa;
   Matrix hidden;   // [T, hidden], read, and at the end of a block written
   Array storage;   // [layers, pages, page_tokens, elements], without gaps
-  RowCodes codes;  // of a storage of u8
+  RowCodes codes;      // of a storage of u8: of its latents,
+  CodedRow coded_row;  // or of its keys and values
   bool rotated;    // the cached latents
   const std::int64_t* slots;
   AngleTable angles;

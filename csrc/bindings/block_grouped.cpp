@@ -34,10 +34,14 @@ class GroupedBlock final : public Block {
   void check(const BlockStep& step) const override {
     expect_size("hidden", p_.query.cols, step.hidden.cols);
     check_layer(step, p_.layer);
-    if (step.codes.format != CodeFormat::none) throw Declined("keys and values in codes");
-    expect_size("elements of a row", p_.key.rows + p_.value.rows, step.storage.shape[3]);
+    const std::int64_t elements = p_.key.rows + p_.value.rows;
+    if (is_coded(step)) {
+      check_coded_row(step.coded_row, p_.key.rows, p_.value.rows);
+    } else {
+      expect_size("elements of a row", elements, step.storage.shape[3]);
+    }
     check_angles(step, p_.width / 2);
-    step.plan.check(attention(step, {}), step.storage.shape[3], step.storage.shape[1], step.hidden.rows);
+    step.plan.check(attention(step, {}), elements, step.storage.shape[1], step.hidden.rows);
   }
 
   bool run(const BlockStep& step, BlockMemory& memory) const override {
@@ -60,6 +64,8 @@ class GroupedBlock final : public Block {
   }
 
  private:
+  static bool is_coded(const BlockStep& step) { return step.storage.dtype == DType::u8; }
+
   GroupedPlaces place(const BlockStep& step, BlockMemory& memory) const {
     const std::int64_t tokens = step.hidden.rows;
     const DType dtype = step.hidden.dtype;
@@ -90,7 +96,7 @@ class GroupedBlock final : public Block {
 
   void write(const BlockStep& step, const GroupedPlaces& at) const {
     const Matrix parts[] = {at.key, at.value};
-    step.isa.kernels->write_rows({parts, 2, step.slots, layer_rows(step, p_.layer)});
+    step.isa.kernels->write_rows({parts, 2, step.slots, layer_rows(step, p_.layer), step.coded_row.parts});
   }
 
   AttentionParams attention(const BlockStep& step, const GroupedPlaces& at) const {
@@ -111,6 +117,7 @@ class GroupedBlock final : public Block {
     p.out_head_stride = p_.value_width;
     p.lse = at.lse;
     set_context(p, step, p_.layer);
+    if (is_coded(step)) take_parts(step.coded_row, p);
     return p;
   }
 

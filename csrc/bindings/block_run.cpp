@@ -35,13 +35,14 @@ std::size_t run_all(const std::vector<const Block*>& blocks, const BlockStep& st
 }
 
 nb::tuple run_blocks(const Isa& isa, nb::tuple blocks, nb::handle hidden, nb::handle storage, nb::object codes,
-                     bool rotated, nb::handle slots, nb::tuple angles, nb::handle page_table, nb::tuple plan,
+                     nb::object parts, bool rotated, nb::handle slots, nb::tuple angles, nb::handle page_table, nb::tuple plan,
                      std::int64_t projected_tokens, bool integer, bool narrow, bool integer_attention, int threads) {
-  const Array all = storage_of(storage, !codes.is_none());
-  BlockStep step{isa, matrix_of(hidden, "hidden", kFloats), all, {}, rotated, nullptr, {}, AttentionPlan(plan, page_table),
+  const Array all = storage_of(storage, !codes.is_none() || !parts.is_none());
+  BlockStep step{isa, matrix_of(hidden, "hidden", kFloats), all, {}, {}, rotated, nullptr, {}, AttentionPlan(plan, page_table),
                  projected_tokens, integer, narrow, integer_attention, threads < 1 ? 1 : threads};
   const std::int64_t tokens = step.hidden.rows;
   if (!codes.is_none()) step.codes = codes_of(nb::cast<nb::tuple>(codes), all.shape[3]);
+  if (!parts.is_none()) step.coded_row = coded_row_of(nb::cast<nb::tuple>(parts), all.shape[3]);
   if (projected_tokens < tokens) refuse("projected_tokens", "all tokens", std::to_string(projected_tokens));
   step.angles = angles_of(angles, tokens);
   step.slots = slots_of(slots, tokens, layer_rows(step, 0));
@@ -68,7 +69,7 @@ void bind_blocks(nb::module_& module, nb::class_<Isa>& isa) {
   bind_latent_block(module);
   bind_routed_block(module);
   isa.def("run_blocks", &run_blocks, nb::arg("blocks"), nb::arg("hidden"), nb::kw_only(), nb::arg("storage"),
-          nb::arg("codes").none(), nb::arg("rotated"), nb::arg("slots"), nb::arg("angles"), nb::arg("page_table"),
+          nb::arg("codes").none(), nb::arg("parts").none(), nb::arg("rotated"), nb::arg("slots"), nb::arg("angles"), nb::arg("page_table"),
           nb::arg("plan"), nb::arg("projected_tokens"), nb::arg("integer"), nb::arg("narrow"),
           nb::arg("integer_attention"), nb::arg("threads"),
           "Runs blocks one after the other over `hidden`, in place; how many ended well, and (weights, attention, rows) "

@@ -38,6 +38,13 @@ void take_rows(const Array& pages, const Array& table, AttentionParams& p) {
   p.table_stride = table.stride[0];
 }
 
+void take_parts(const CodedRow& row, AttentionParams& p) {
+  p.codes = row.keys().codes;
+  p.values = row.values();
+  expect_size("key elements of rows of codes", p.codes.width, (p.groups - 1) * p.key_step + p.key_width);
+  expect_size("where values in codes begin", p.codes.width, p.value_offset);
+}
+
 void check_table(const Array& table) {
   if (table.ndim != 2 || table.dtype != DType::i32) refuse("page_table", "[B, pages] int32", "another shape or dtype");
   if (table.shape[1] > 1 && table.stride[1] != 1) throw Declined("page_table: last dimension is strided");

@@ -1,7 +1,7 @@
 // Arguments of attention over rows in pages: queries, results, rows and their page table.
 #pragma once
 
-#include "bindings/array.h"
+#include "bindings/arguments.h"
 
 namespace latentkv {
 
@@ -12,6 +12,9 @@ QueryPart query_part(nanobind::handle object, const char* name, const Array& out
 void take_results(const Array& out, nanobind::handle lse, AttentionParams& p);
 
 void take_rows(const Array& pages, const Array& table, AttentionParams& p);
+
+// Rows of keys and values in codes. Throws ShapeError unless the keys of p are those of all groups.
+void take_parts(const CodedRow& row, AttentionParams& p);
 
 // [B, pages] int32.
 void check_table(const Array& table);

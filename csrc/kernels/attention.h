@@ -128,8 +128,8 @@ class AttentionWorker {
 
   void ask(Ahead& ahead, const AttentionItem& item, std::int64_t count) const {
     if constexpr (kExpanded<T>) return ahead.start(1, 0, p_.page_stride * sizeof(T));
-    const std::int64_t first_byte = item.group * p_.key_step * sizeof(T);
-    ahead.start(count, first_byte, kCoded<T> ? p_.codes.row_bytes : first_byte + p_.key_width * sizeof(T));
+    const ByteRange key = key_bytes<T>(p_, item.group);
+    ahead.start(count, key.from, key.to);
   }
 
   void compute(const char* const* rows, std::int64_t begin, std::int64_t count, Ahead& ahead) {
@@ -251,6 +251,9 @@ class TileOrVectorWorker {
 // `use` with the worker for these rows as its template argument.
 template <int W, typename Use>
 auto with_worker(const AttentionParams& p, Use use) {
+  if (p.values.codes.format != CodeFormat::none) {
+    return use.template operator()<AttentionWorker<W, CodedParts, VectorEngine<W>>>();
+  }
   if constexpr (kHasTiles) {
     using OfBf16 = TileOrVectorWorker<AttentionWorker<16, bf16, VectorEngine<16>>, AttentionWorker<16, bf16, TileEngine>>;
     using OfBytes = TileOrVectorWorker<AttentionWorker<16, Coded, CodeEngine<16>>, AttentionWorker<16, Coded, TileByteEngine>>;

@@ -15,7 +15,7 @@ class Chunk {
   static std::int64_t floats(const AttentionParams&) { return kChunk * kStrip + kChunk * kRows + kRows; }
 
   Chunk(const AttentionParams& p, float* memory)
-      : codes_(p.codes), strip_(memory), scores_(strip_ + kChunk * kStrip), shrink_(scores_ + kChunk * kRows) {}
+      : p_(p), strip_(memory), scores_(strip_ + kChunk * kStrip), shrink_(scores_ + kChunk * kRows) {}
 
   // [kChunk][kRows]: of a token and a row.
   float* scores() const { return scores_; }
@@ -184,8 +184,10 @@ class Chunk {
   template <typename T>
   const float* strip(const char* const* rows, std::int64_t count, std::int64_t first, std::int64_t width) const {
     if constexpr (kExpanded<T>) return reinterpret_cast<const float*>(rows[0]) + first * kChunk;
-    if constexpr (kCoded<T>) {
-      widen_coded<W>(codes_, rows, count, first, width, strip_);
+    if constexpr (kInParts<T>) {
+      widen_parts<W>(p_, rows, count, first, width, strip_);
+    } else if constexpr (kCoded<T>) {
+      widen_coded<W>(p_.codes, rows, count, first, width, strip_);
     } else if constexpr (!kExpanded<T>) {
       widen_rows<W, T>(rows, count, first, width, strip_);
     }
@@ -234,7 +236,7 @@ class Chunk {
     for (; d < width; d += 2 * W) sum_direct<W, Rows, 1, T>(scores_, values, d, count, shrink_, result.out, ahead);
   }
 
-  const RowCodes& codes_;
+  const AttentionParams& p_;
   float *strip_, *scores_, *shrink_;
   const std::int64_t* seen_ = nullptr;
   std::int64_t begin_ = 0;

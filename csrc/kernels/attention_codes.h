@@ -86,14 +86,18 @@ class CodeReader {
   template <typename Each>
   [[gnu::always_inline]] void bytes(const char* row, std::int64_t first, Each each) const {
     const std::int64_t left = codes_.width - first;
+    const char* from = row + first;
+    char copied[kCodeUnit];
+    if (left < kCodeUnit) {
+      __builtin_memset(copied, 0, sizeof copied);
+      __builtin_memcpy(copied, from, left);
+      from = copied;
+    }
+#pragma GCC unroll 16
     for (int i = 0; i < kCodeUnit; i += W) {
-      B eight{};
-      if (i + W <= left) {
-        __builtin_memcpy(&eight, row + first + i, W);
-      } else if (i < left) {
-        __builtin_memcpy(&eight, row + first + i, left - i);
-      }
-      each(i, eight);
+      B some;
+      __builtin_memcpy(&some, from + i, W);
+      each(i, some);
     }
   }
 
@@ -110,33 +114,39 @@ class CodeReader {
   }
 
   static F signed_byte(B code) {
-    const auto number = extend(code ^ 0x80);
+#if defined(__AVX512F__)
+    if constexpr (W == 16) return (F)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)code));
+#endif
+#if defined(__AVX2__)
+    if constexpr (W == 8) return (F)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(low_half(code)));
+#endif
+    const auto number = __builtin_convertvector(code ^ 0x80, U);
     return __builtin_convertvector((typename Lanes<std::int32_t, W>::type)number, F) - S::broadcast(128.0f);
   }
 
   // As float16 with the same bits: 2**8 times smaller. NaN, all bits of a code but the sign, would become a number.
   static F e4m3(B code) {
     using H = typename S::H;
-    const H bits = half(code), magnitude = bits & 0x7f;
-    const H is_nan = (H)(magnitude == 0x7f);
-    return S::widen_f16(((bits & 0x80) << 8) | (magnitude << 7) | (is_nan & 0x7e00)) * S::broadcast(256.0f);
+    const H bits = signed_word(code), is_nan = (H)((bits & 0x7f) == 0x7f);
+    return S::widen_f16(((bits << 7) & 0xbfff) | (is_nan & 0x7e00)) * S::broadcast(256.0f);
   }
 
-  static U extend(B code) {
-#if defined(__AVX512F__)
-    if constexpr (W == 16) return (U)_mm512_cvtepu8_epi32((__m128i)code);
-#endif
+  static typename S::H signed_word(B code) {
 #if defined(__AVX2__)
-    if constexpr (W == 8) {
-      std::int64_t eight;
-      __builtin_memcpy(&eight, &code, sizeof eight);
-      return (U)_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(eight));
-    }
+    if constexpr (W == 8) return (typename S::H)_mm_cvtepi8_epi16(low_half(code));
 #endif
-    return __builtin_convertvector(code, U);
+    return (typename S::H)__builtin_convertvector((typename Lanes<std::int8_t, W>::type)code,
+                                                  typename Lanes<std::int16_t, W>::type);
   }
 
-  static typename S::H half(B code) { return __builtin_convertvector(code, typename S::H); }
+#if defined(__AVX2__)
+  // GCC keeps eight bytes in a general register.
+  static __m128i low_half(B code) {
+    std::int64_t eight;
+    __builtin_memcpy(&eight, &code, sizeof eight);
+    return _mm_cvtsi64_si128(eight);
+  }
+#endif
 
   static float widen(bf16 value) {
     const std::uint32_t bits = static_cast<std::uint32_t>(value.bits) << 16;

@@ -1,7 +1,7 @@
 // What attention's tiles read, made from what the caller has: context rows widened into strips, queries scaled and packed.
 #pragma once
 
-#include "kernels/attention_codes.h"
+#include "kernels/attention_coded_rows.h"
 
 namespace latentkv::LATENTKV_ISA {
 

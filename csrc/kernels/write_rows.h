@@ -1,8 +1,8 @@
 // Encoding row parts and scattering them to cache rows by slot. Reference: src/latentkv/cache/codec.py and latent.py.
 #pragma once
 
+#include "kernels/write_coded.h"
 #include "parallel.h"
-#include "vec.h"
 
 namespace latentkv::LATENTKV_ISA {
 
@@ -36,10 +36,28 @@ void write_row(const WriteRowsParams& p, std::int64_t token) {
 }
 
 template <int W>
+void write_coded_parts(const WriteRowsParams& p, std::int64_t token) {
+  char* row = static_cast<char*>(p.cache.data) + p.slots[token] * p.cache.stride;
+  __builtin_memset(row, 0, p.cache.cols);
+  for (int part = 0; part < p.part_count; ++part) {
+    const Matrix& from = p.parts[part];
+    const std::int64_t start = token * from.stride;
+    float numbers[kMostWritten];
+    if (from.dtype == DType::f32) {
+      convert<W>(static_cast<const float*>(from.data) + start, numbers, from.cols);
+    } else {
+      convert<W>(static_cast<const bf16*>(from.data) + start, numbers, from.cols);
+    }
+    CodeWriter(p.codes[part].codes).write(numbers, row + p.codes[part].begin);
+  }
+}
+
+template <int W>
 void write_rows(const WriteRowsParams& p) {
   const std::int64_t tokens = p.parts[0].rows;
   for_each_row(tokens, tokens * p.cache.cols, [&](std::int64_t token) {
-    p.cache.dtype == DType::f32    ? write_row<W, float>(p, token)
+    p.cache.dtype == DType::u8     ? write_coded_parts<W>(p, token)
+    : p.cache.dtype == DType::f32  ? write_row<W, float>(p, token)
     : p.cache.dtype == DType::bf16 ? write_row<W, bf16>(p, token)
                                    : write_row<W, f16>(p, token);
   });

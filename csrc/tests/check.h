@@ -148,5 +148,6 @@ void test_attention(const Isa& isa, Checks& checks);
 void test_head_form(const Isa& isa, Checks& checks);
 void test_linear(const Isa& isa, Checks& checks);
 void test_attention_codes(const Isa& isa, Checks& checks);
+void test_coded_rows(const Isa& isa, Checks& checks);
 
 }  // namespace latentkv::test

@@ -21,6 +21,7 @@ int main() {
     test::test_head_form(isa, checks);
     test::test_linear(isa, checks);
     test::test_attention_codes(isa, checks);
+    test::test_coded_rows(isa, checks);
     std::printf("%-9s %d comparisons, %d failed\n", isa.name, checks.done, checks.failed);
     failed += checks.failed;
   }

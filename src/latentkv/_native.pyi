@@ -2,6 +2,11 @@
 
 from typing import Any
 
+# (format, codes, group, bytes of a scale, offset of the scales, offset of the RoPE part)
+Codes = tuple[str, int, int, int, int, int]
+# Keys and values: the first byte of each, and its codes, whose offsets count from there.
+CodedParts = tuple[tuple[int, Codes], tuple[int, Codes]]
+
 class DeclinedError(Exception):
     """The kernel does not take such an array (dtype, device or strides); nothing was written."""
 
@@ -27,7 +32,8 @@ class Isa:
         scale: float,
         causal: bool,
         threads: int,
-        codes: tuple[str, int, int, int, int, int] | None = None,
+        codes: Codes | None = None,
+        parts: CodedParts | None = None,
         integer: bool = True,
     ) -> None: ...
     def head_form(
@@ -46,7 +52,7 @@ class Isa:
         causal: bool,
         threads: int,
         stretch_bytes: int,
-        codes: tuple[str, int, int, int, int, int] | None = None,
+        codes: Codes | None = None,
     ) -> None: ...
     def rotate_query(
         self,
@@ -73,14 +79,14 @@ class Isa:
         angles: tuple[Any, Any],
         groups: int,
         interleaved: bool,
-        codes: tuple[str, int, int, int, int, int] | None = None,
+        codes: Codes | None = None,
         rotated: bool = False,
     ) -> None: ...
     def fma_burst(self, rounds: int, threads: int) -> int: ...
     def read_burst(self, array: Any, threads: int) -> float: ...
     def project_rows(self, out: Any, x: Any, w: Any, threads: int) -> None: ...
     def project_columns(self, out: Any, x: Any, w: Any, threads: int) -> None: ...
-    def write_rows(self, rows: Any, slots: Any, parts: tuple[Any, ...]) -> None: ...
+    def write_rows(self, rows: Any, slots: Any, parts: tuple[Any, ...], codes: CodedParts | None = None) -> None: ...
     def linear(
         self,
         x: Any,
@@ -123,7 +129,8 @@ class Isa:
         hidden: Any,
         *,
         storage: Any,
-        codes: tuple[str, int, int, int, int, int] | None,
+        codes: Codes | None,
+        parts: CodedParts | None,
         rotated: bool,
         slots: Any,
         angles: tuple[Any, Any],

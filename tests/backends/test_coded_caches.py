@@ -1,6 +1,6 @@
 """What codes cost in attention: the whole way from projections to outputs, against float64 over the numbers themselves.
 
-Also who computes it: the native backend, which says why it cannot where it cannot; `auto` then takes the portable one.
+Also who computes it: the native backend. Codes of keys and values: test_coded_keys_values.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from torch import Tensor
 from latentkv.attend import attend, request_for
 from latentkv.backends.isa import available_isas
 from latentkv.backends.kernels import choose_kernels
-from latentkv.backends.native import NativeBackend
 from latentkv.backends.registry import select
 from latentkv.cache.batch import Batch
 from latentkv.cache.latent import LatentCache
@@ -88,19 +87,14 @@ def test_a_rotated_float32_cache_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("format", CODED)
-def test_native_reads_a_latent_of_codes_and_says_why_it_cannot_read_coded_keys_and_values(format: str) -> None:
+def test_native_reads_latents_of_codes_and_keys_and_values_of_codes(format: str) -> None:
     batch = Batch.build(query_lens=[1], context_lens=[1], pages=[[0]], page_tokens=PAGE)
     latents = CacheLayout(mla_row(format, kv_lora_rank=LATENT, qk_rope_head_dim=ROPE), 1, PAGE)
     request = request_for(torch.zeros(1, HEADS, LATENT + ROPE), LatentCache(latents, 1).layer(0), batch)
     assert select(request).backend.name == "native"
     keys = CacheLayout(kv_row(format, num_key_value_heads=1, head_dim=8, v_head_dim=8), 1, PAGE)
     request = request_for(torch.zeros(1, HEADS, 8), LatentCache(keys, 1).layer(0), batch)
-    support = NativeBackend().supports(request)
-    assert not support.ok
-    assert format in support.reason
-    selection = select(request)
-    assert selection.backend.name == "portable"
-    assert selection.rejected[0] == ("native", support.reason)
+    assert select(request).backend.name == "native"
 
 
 def coded_case(format: str, heads: int) -> tuple[Tensor, LatentCache, Batch]:

@@ -14,9 +14,9 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 
 from latentkv.engine.engine import Engine
-from latentkv.models.load import load_model
 from support.live_server import MODEL, Live, loader, serving
 
 LONG = {"model": MODEL, "prompt": "a long one", "max_tokens": 12_000, "temperature": 0, "ignore_eos": True}
@@ -110,15 +110,15 @@ def test_a_key_with_a_long_queue_does_not_hold_up_another_one(tool_model: Path) 
 def test_kernels_that_fall_back_are_counted(tool_model: Path) -> None:
     pytest.importorskip("latentkv._native")
 
-    def load() -> Engine:
-        loaded = load_model(tool_model, dtype="float32", attention="gqa")
-        return Engine(loaded.model, loaded.tokenizer, cache_format="int8", cache_tokens=1024)
+    def norm_in_float16(engine: Engine) -> None:
+        engine.model.execution.kernels.rms_norm(torch.ones(1, 8, dtype=torch.float16), torch.ones(8), eps=1e-6)
 
-    with serving(load) as live:
-        assert "latentkv_kernel_fallbacks_total{" not in live.get("/metrics").text
+    with serving(loader(tool_model)) as live:
         assert live.post("/v1/completions", SHORT).status_code == 200
-        dtype = "rows: no native kernel for this dtype"
-        assert live.metric(f'latentkv_kernel_fallbacks_total{{op="write_rows",reason="{dtype}"}}') > 0
+        assert "latentkv_kernel_fallbacks_total{" not in live.get("/metrics").text
+        live.on_engine(norm_in_float16)
+        dtype = "x: no native kernel for this dtype"
+        assert live.metric(f'latentkv_kernel_fallbacks_total{{op="rms_norm",reason="{dtype}"}}') == 1
 
 
 def test_admin_needs_a_key_to_exist(live: Live) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from latentkv.backends.isa import find_isa, native_missing
 from latentkv.backends.linear import LinearGated, LinearGroups, LinearStack, NativeLinear
 from latentkv.backends.native_blocks import NativeBlocks
-from latentkv.backends.native_codes import native_codes
+from latentkv.backends.native_codes import native_codes, native_parts
 from latentkv.backends.native_routing import routing_rule
 from latentkv.cache.latent import LayerCache
 from latentkv.cache.layout import RowLayout
@@ -211,7 +211,8 @@ class _Native:
             layer.write(slots, parts)
             return
         try:
-            self.isa.write_rows(layer.rows, slots, tuple([parts[part.name] for part in layer.layout.parts]))
+            ordered = tuple([parts[part.name] for part in layer.layout.parts])
+            self.isa.write_rows(layer.rows, slots, ordered, native_parts(layer.layout))
         except self._declined as reason:
             self._count("write_rows", reason)
             layer.write(slots, parts)

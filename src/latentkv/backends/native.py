@@ -16,9 +16,10 @@ from torch import Tensor
 from latentkv.backends.base import Attended, Plan, Request, Support
 from latentkv.backends.cost import Prices, cheaper_form
 from latentkv.backends.isa import find_isa, native_missing
-from latentkv.backends.native_codes import CODE_FORMATS, native_codes
+from latentkv.backends.native_codes import CODE_FORMATS, native_codes, native_parts
 from latentkv.backends.native_head import attend_expanded
 from latentkv.backends.native_plan import Work, divide
+from latentkv.backends.native_prices import native_prices
 from latentkv.backends.native_project import project_columns, project_rows
 from latentkv.cache.batch import Batch
 from latentkv.cache.latent import LayerCache
@@ -28,15 +29,6 @@ from latentkv.ops.absorb import UpProjection
 if TYPE_CHECKING:
     from latentkv._native import Isa
 
-# From benchmarks/bench_forms.py: on vectors of any width, where both forms run on matrix tiles, and where only the
-# latent form does.
-VECTOR_PRICES = Prices(projection=1.3, expansion=1.3, latent=0.85)
-TILE_PRICES = Prices(projection=2.8, expansion=0.4, latent=0.65)
-LATENT_TILE_PRICES = Prices(projection=1.3, expansion=1.3, latent=0.4)
-TILE_ISA = "amx"
-TILE_COLUMNS = 32
-# Latents that matrix tiles multiply, and of how many columns at a time: of fp8 they have no kernel.
-TILE_LATENTS = {"bf16": 32, "int8": 64, "int6": 64, "int4": 64}
 QUERY_DTYPES = ("float32", "bfloat16")
 FORMATS = ("f32", "bf16", "f16")
 # Floats in a vector of any instruction set at most.
@@ -73,8 +65,7 @@ class NativeBackend:
         """CPU, float32 or bfloat16 queries over rows of a known format, and the extension."""
         if request.device != "cpu":
             return Support(ok=False, reason=f"runs on the CPU only, not on {request.device}")
-        known = FORMATS if request.kind == "kv" else (*FORMATS, *CODE_FORMATS.values())
-        if request.query_dtype not in QUERY_DTYPES or request.format not in known:
+        if request.query_dtype not in QUERY_DTYPES or request.format not in (*FORMATS, *CODE_FORMATS.values()):
             return Support(ok=False, reason=f"no kernel for {request.query_dtype} queries over {request.format} rows")
         reason = native_missing()
         return Support(ok=not reason, reason=reason)
@@ -82,7 +73,7 @@ class NativeBackend:
     def plan(self, request: Request, batch: Batch) -> NativePlan:
         """Forms by cost, and the work divided over torch's threads; a deterministic request's, not by their number."""
         isa = find_isa(self.isa)
-        prices = _prices(request, isa)
+        prices = native_prices(request, isa)
         forms = tuple(_form(request, *lengths, prices) for lengths in batch.lengths)
         work = divide(
             batch.lengths,
@@ -200,7 +191,8 @@ class _Call:
             self.scale,
             self.causal,
             work.threads,
-            codes=None if request.format in FORMATS else native_codes(self.cache.layout),
+            codes=native_codes(self.cache.layout),
+            parts=native_parts(self.cache.layout),
             integer=self.integer,
         )
         if up is not None:
@@ -225,15 +217,6 @@ def padded_tokens(tokens: int, request: Request) -> int:
     """
     whole = -(-tokens // WIDEST_VECTOR) * WIDEST_VECTOR
     return whole if request.deterministic else tokens
-
-
-def _prices(request: Request, isa: Isa) -> Prices:
-    columns = TILE_LATENTS.get(request.format) if isa.name == TILE_ISA else None
-    if columns is None or request.kv_lora_rank % columns or request.qk_rope_head_dim % TILE_COLUMNS:
-        return VECTOR_PRICES
-    head = (request.qk_nope_head_dim, request.qk_rope_head_dim // request.rope_groups, request.v_head_dim)
-    expanded = request.format == "bf16" and not any(width % TILE_COLUMNS for width in head)
-    return TILE_PRICES if expanded else LATENT_TILE_PRICES
 
 
 def _form(request: Request, query_len: int, context_len: int, prices: Prices) -> str:

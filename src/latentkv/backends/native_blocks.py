@@ -18,7 +18,7 @@ from torch import Tensor
 from latentkv.backends.base import Plan
 from latentkv.backends.linear import NativeLinear
 from latentkv.backends.native import NativePlan, padded_tokens
-from latentkv.backends.native_codes import native_codes
+from latentkv.backends.native_codes import native_codes, native_parts
 from latentkv.backends.native_project import readable
 from latentkv.backends.native_routing import routing_rule
 from latentkv.cache.batch import Batch
@@ -156,7 +156,8 @@ class NativeBlocks:
                 blocks,
                 hidden,
                 storage=cache.storage,
-                codes=native_codes(row) if row.coded else None,
+                codes=native_codes(row),
+                parts=native_parts(row),
                 rotated=row.rotated,
                 slots=batch.slots,
                 angles=angles,

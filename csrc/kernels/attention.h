@@ -133,7 +133,9 @@ class AttentionWorker {
   }
 
   void compute(const char* const* rows, std::int64_t begin, std::int64_t count, Ahead& ahead) {
-    if constexpr (requires { chunk_.see(seen_, begin); }) chunk_.see(begin + count > seen_by_all_ ? seen_ : nullptr, begin);
+    if constexpr (requires { chunk_.see(seen_, begin); }) {
+      chunk_.see(begin + count > seen_by_all_ ? seen_ : nullptr, begin);
+    }
     chunk_.template dot<T>(query_, rows, count, item_->group * p_.key_step, p_.key_width, ahead);
     weigh(begin, count);
     chunk_.template sum<T>(result_, item_->row_count, rows, count, value_start(), p_.value_width, ahead);

@@ -39,7 +39,8 @@ class HeadVectors {
       const std::int64_t end = begin + stretch_ < seen ? begin + stretch_ : seen;
       if (begin < end) strips_.expand(head, begin, end - begin);
       for (std::int64_t row = 0; row < count; row += kRows) {
-        const AttentionItem item = tile(head, first, row, count, begin), next = tile(head, first, row + kRows, count, begin);
+        const AttentionItem item = tile(head, first, row, count, begin);
+        const AttentionItem next = tile(head, first, row + kRows, count, begin);
         if (item.context_begin >= item.context_end && begin > 0) continue;
         attention_.run(item, [&] { return next.row_count > 0 ? &next : nullptr; });
       }
@@ -67,9 +68,9 @@ class HeadVectors {
     return inner;
   }
 
-  // Of `count` new tokens from `first` on, those from `row` on against the stretch that begins at `begin`, if they see any of
-  // it.
-  AttentionItem tile(std::int64_t head, std::int64_t first, std::int64_t row, std::int64_t count, std::int64_t begin) const {
+  // Of `count` new tokens from `first` on, a tile of those from `row` on against the stretch that begins at `begin`.
+  AttentionItem tile(std::int64_t head, std::int64_t first, std::int64_t row, std::int64_t count,
+                     std::int64_t begin) const {
     const std::int64_t rows = count - row < kRows ? count - row : kRows, slot = row / kRows;
     const std::int64_t seen = seen_by(p_, first + row + rows - 1), end = begin + stretch_;
     return {0, head, first + row, rows, begin, seen < end ? seen : end, begin > 0 ? slot : -1, end < seen ? slot : -1};

@@ -33,7 +33,7 @@ def longest_thread(work: Work) -> float:
     loads = [0] * work.threads
     for cost in costs:
         heapq.heapreplace(loads, loads[0] + cost)
-    return max(loads) / (sum(costs) / work.threads)
+    return float(max(loads) * work.threads / sum(costs))
 
 
 @pytest.mark.parametrize("deterministic", [False, True])

@@ -145,7 +145,7 @@ def _deal(tiles: Sequence[_Tile], threads: int) -> dict[_Tile, list[int]]:
 def _place(tile: _Tile, loads: list[int], share: int) -> list[int]:
     """Adds a tile to the threads' loads, a heap; the context tokens at which it is cut for that."""
     late = share // 8
-    levels = (share,)
+    levels: tuple[int, ...] = (share,)
     if len(loads) > 1 and late >= LATE_TOKENS * tile.token_cost:
         levels = (share - 2 * late, share - late, share)
     room = share if len(levels) == 1 or tile.cost <= 2 * late else levels[0]

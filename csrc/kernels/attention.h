@@ -98,15 +98,15 @@ class AttentionWorker {
 
   void compute(const char* const* rows, std::int64_t begin, std::int64_t count, Ahead& ahead) {
     chunk_.template dot<T>(query_, rows, count, item_->group * p_.key_step, p_.key_width, ahead);
-    weigh(begin, count);
+    weigh(own_, begin, count);
     chunk_.template sum<T>(own_, item_->row_count, rows, count, value_start(), p_.value_width, ahead);
   }
 
-  void weigh(std::int64_t begin, std::int64_t count) {
+  void weigh(const Partial& result, std::int64_t begin, std::int64_t count) {
     if constexpr (requires { chunk_.lines(); }) {
       if (float* lines = chunk_.lines()) {
         for (std::int64_t row = 0; row < item_->row_count; ++row, lines += kMostTokens) {
-          weigh_line<W>(lines, count, seen_[row] - begin, own_.top[row], own_.total[row], chunk_.shrink()[row]);
+          weigh_line<W>(lines, count, seen_[row] - begin, result.top[row], result.total[row], chunk_.shrink()[row]);
         }
         return;
       }

@@ -29,7 +29,9 @@ class CodeChunk {
            (reads_fp8 || p.codes.format != CodeFormat::fp8);
   }
 
-  static std::int64_t floats(const AttentionParams& p) { return kOwn + FewRows<W>::floats(p) + CodeRows<W>::floats(p.codes); }
+  static std::int64_t floats(const AttentionParams& p) {
+    return kOwn + FewRows<W>::floats(p) + CodeRows<W>::floats(p.codes);
+  }
 
   CodeChunk(const AttentionParams& p, float* memory)
       : codes_(p.codes),
@@ -109,7 +111,9 @@ class CodeChunk {
     return steps;
   }
 
-  static int tokens_of(const Panel& panel) { return panel.vectors == 2 ? WordTile<W>::pair_tokens : WordTile<W>::single_tokens; }
+  static int tokens_of(const Panel& panel) {
+    return panel.vectors == 2 ? WordTile<W>::pair_tokens : WordTile<W>::single_tokens;
+  }
 
   void take_codes(const char* const* rows, std::int64_t count) {
     rows_.with_format([&]<CodeFormat Format>() {

@@ -29,7 +29,7 @@ class FewRows {
         weights_(reinterpret_cast<std::uint32_t*>(lines_ + kMostSummed * kCodeChunk)),
         factors_(lines_ + kMostSummed * (kCodeChunk + kCodeChunk / 2)) {}
 
-  // Scores of a panel without rows in the lanes, [token][kRows]; after take_scales(). Takes the codes, too, unless they are taken.
+  // Scores of a panel without rows in the lanes, [token][kRows]; after take_scales(). Takes the codes, too, unless they are.
   void dot(const CodeQuery<W>& query, const Panel& panel, const char* const* rows, std::int64_t count, std::int64_t width,
            CodeForm form, bool takes, float* scores, Ahead& ahead) {
     find_factors(query, panel);
@@ -61,9 +61,7 @@ class FewRows {
       for (std::int64_t t = count; t < kMostTokens; ++t) lines_[r * kMostTokens + t] = 0.0f;
     }
     with_rows<kMostSummed>(row_count, [&]<int Rows>() {
-      if (form == CodeForm::half) return sum_halves<Rows>(result, count, shrink, ahead);
-      form == CodeForm::word ? sum_words<CodeForm::word, Rows>(result, count, shrink, ahead)
-                             : sum_words<CodeForm::byte, Rows>(result, count, shrink, ahead);
+      form == CodeForm::half ? sum_halves<Rows>(result, count, shrink, ahead) : sum_bytes<Rows>(result, count, shrink, ahead);
     });
   }
 
@@ -214,15 +212,15 @@ class FewRows {
     }
   }
 
-  template <CodeForm Form, int Rows>
-  void sum_words(const Partial& result, std::int64_t count, const float* shrink, Ahead& ahead) {
+  template <int Rows>
+  void sum_bytes(const Partial& result, std::int64_t count, const float* shrink, Ahead& ahead) {
     constexpr int wide = columns(Rows);
     const std::int64_t span = span_of(layout_);
     for (std::int64_t d = 0; d < codes_.padded(); d += kStrip) {
       if (d % layout_.group == 0) {
         for (int r = 0; r < Rows; ++r) cut_weights(r, codes_.scales(d / span));
       }
-      for (int i = 0; i < kStrip; i += wide) sum_columns<Form, Rows, wide>(result, d, i, (count + 1) / 2, shrink, ahead);
+      for (int i = 0; i < kStrip; i += wide) sum_columns<Rows, wide>(result, d, i, (count + 1) / 2, shrink, ahead);
     }
   }
 
@@ -241,7 +239,7 @@ class FewRows {
   }
 
   // Columns d + first ... d + first + Columns - 1; whole steps of pairs.
-  template <CodeForm Form, int Rows, int Columns>
+  template <int Rows, int Columns>
   void sum_columns(const Partial& result, std::int64_t d, int first, std::int64_t pairs, const float* shrink,
                    Ahead& ahead) const {
     typename D::I sum[Rows][Columns / W] = {};
@@ -249,11 +247,12 @@ class FewRows {
     for (std::int64_t pair = 0; pair < pairs; pair += kStepTerms) {
 #pragma GCC unroll 8
       for (std::int64_t one = pair; one < pair + kStepTerms; ++one) {
-        const char *even = codes_.template at<Form>(2 * one, d), *odd = codes_.template at<Form>(2 * one + 1, d);
+        const char* even = codes_.template at<CodeForm::byte>(2 * one, d);
+        const char* odd = codes_.template at<CodeForm::byte>(2 * one + 1, d);
 #pragma GCC unroll 8
         for (int i = 0; i < Columns; i += 2 * W) {
-          auto low = CodeRows<W>::template words<Form>(even, first + i);
-          auto high = CodeRows<W>::template words<Form>(odd, first + i);
+          auto low = CodeRows<W>::template words<CodeForm::byte>(even, first + i);
+          auto high = CodeRows<W>::template words<CodeForm::byte>(odd, first + i);
           interleave<W>(low, high);
 #pragma GCC unroll 2
           for (int r = 0; r < Rows; ++r) {
@@ -276,33 +275,37 @@ class FewRows {
   template <int Rows>
   void sum_halves(const Partial& result, std::int64_t count, const float* shrink, Ahead& ahead) const {
     constexpr int wide = columns(Rows);
-    const float* weights = lines_;
     for (std::int64_t d = 0; d < codes_.padded(); d += kStrip) {
-      for (int first = 0; first < kStrip; first += wide) {
-        const float* scales = codes_.scales(d / kCodeUnit);
-        F sum[Rows][wide / W] = {};
-        const char* values = codes_.template at<CodeForm::half>(0, d) + 2 * first;
-        for (std::int64_t t = 0; t < count; t += kStepTerms, values += kStepTerms * kCodeUnit * 2) {
+      for (int i = 0; i < kStrip; i += wide) sum_half_columns<Rows, wide>(result, d, i, count, shrink, ahead);
+    }
+  }
+
+  // Columns d + first ... d + first + Columns - 1; whole steps of tokens.
+  template <int Rows, int Columns>
+  void sum_half_columns(const Partial& result, std::int64_t d, int first, std::int64_t count, const float* shrink,
+                        Ahead& ahead) const {
+    const float *weights = lines_, *scales = codes_.scales(d / kCodeUnit);
+    const char* values = codes_.template at<CodeForm::half>(0, d) + 2 * first;
+    F sum[Rows][Columns / W] = {};
+    for (std::int64_t t = 0; t < count; t += kStepTerms, values += kStepTerms * kCodeUnit * 2) {
 #pragma GCC unroll 8
-          for (int i = 0; i < kStepTerms; ++i) {
-            const auto* from = reinterpret_cast<const f16*>(values) + i * kCodeUnit;
-#pragma GCC unroll 2
-            for (int r = 0; r < Rows; ++r) {
-              const F weight = S::broadcast(weights[r * kCodeChunk + t + i] * scales[t + i]);
-#pragma GCC unroll 8
-              for (int v = 0; v < wide; v += W) sum[r][v / W] = S::fma(weight, S::load(from + v), sum[r][v / W]);
-            }
-          }
-          ahead.ask<kAskedBySum / 2 * wide / kStrip>();
-        }
+      for (int i = 0; i < kStepTerms; ++i) {
+        const auto* from = reinterpret_cast<const f16*>(values) + i * kCodeUnit;
 #pragma GCC unroll 2
         for (int r = 0; r < Rows; ++r) {
-          float* out = result.at(r, d) + first;
-          const F factor = S::broadcast(shrink[r]);
+          const F weight = S::broadcast(weights[r * kMostTokens + t + i] * scales[t + i]);
 #pragma GCC unroll 8
-          for (int i = 0; i < wide; i += W) S::store(out + i, S::fma(S::load(out + i), factor, sum[r][i / W]));
+          for (int v = 0; v < Columns; v += W) sum[r][v / W] = S::fma(weight, S::load(from + v), sum[r][v / W]);
         }
       }
+      ahead.ask<kAskedBySum / 2 * Columns / kStrip>();
+    }
+#pragma GCC unroll 2
+    for (int r = 0; r < Rows; ++r) {
+      float* out = result.at(r, d) + first;
+      const F factor = S::broadcast(shrink[r]);
+#pragma GCC unroll 8
+      for (int v = 0; v < Columns; v += W) S::store(out + v, S::fma(S::load(out + v), factor, sum[r][v / W]));
     }
   }
 

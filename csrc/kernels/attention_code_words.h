@@ -44,7 +44,8 @@ class WordReader {
   // Codes from `first` on, a multiple of 64. What is not whole is copied: after its codes the row may end.
   template <CodeFormat Format>
   [[gnu::always_inline]] CodeUnit find(const char* row, std::int64_t first, char (&copied)[kCodeUnit]) const {
-    if constexpr (Format == CodeFormat::int6 || Format == CodeFormat::int4) return {row + (first >> 1), row + high_ + (first >> 2)};
+    constexpr bool is_packed = Format == CodeFormat::int6 || Format == CodeFormat::int4;
+    if constexpr (is_packed) return {row + (first >> 1), row + high_ + (first >> 2)};
     if (is_whole_ || first + kCodeUnit <= codes_.width) return {row + first, nullptr};
     __builtin_memset(copied, 0, kCodeUnit);
     __builtin_memcpy(copied, row + first, codes_.width - first);

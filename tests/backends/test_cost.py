@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from latentkv.backends.base import Request
 from latentkv.backends.cost import Prices, cheaper_form, head_cost, latent_cost
+from latentkv.backends.isa import available_isas, find_isa
+from latentkv.backends.native_prices import PRICES, native_prices
+from latentkv.cache.layout import FORMATS
 
 TINY = Request(
     kind="mla",
@@ -66,3 +71,25 @@ def test_cheap_operations_over_latents_favour_the_latent_form():
     assert cheaper_form(DEEPSEEK_V3, **sizes, prices=Prices(projection=1.3, latent=0.4)) == "latent"
     plain, cheap = (latent_cost(DEEPSEEK_V3, **sizes, prices=Prices(latent=factor)) for factor in (1.0, 0.5))
     assert plain - cheap == 128 * (512 * 8192 - 512 * 511 // 2) * (512 + 512 + 64)
+
+
+@pytest.mark.parametrize("isa", available_isas())
+@pytest.mark.parametrize("query_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("format", FORMATS)
+def test_measured_prices_choose_clear_cases_as_all_do(format, query_dtype, isa):
+    request = replace(DEEPSEEK_V3, format=format, query_dtype=query_dtype)
+    prices = native_prices(request, find_isa(isa))
+    assert cheaper_form(request, query_len=8, context_len=8192, prices=prices) == "latent"
+    assert cheaper_form(request, query_len=4096, context_len=4096, prices=prices) == "head"
+
+
+@pytest.mark.parametrize("isa", available_isas())
+def test_codes_have_prices_of_their_own_where_they_are_multiplied_as_such(isa):
+    prices = {
+        (format, integer): native_prices(replace(DEEPSEEK_V3, format=format, integer=integer), find_isa(isa))
+        for format in ("f32", "bf16", "int8")
+        for integer in (True, False)
+    }
+    assert prices["bf16", True] == prices["bf16", False] != prices["int8", True]
+    assert prices["int8", False] == prices["f32", True]
+    assert all(price in PRICES.values() for price in prices.values())

@@ -7,6 +7,7 @@
 
 #include <omp.h>
 
+#include "kernels/linear_dots.h"
 #include "kernels/linear_finish.h"
 #include "kernels/linear_matrix.h"
 #include "kernels/linear_stream.h"
@@ -59,7 +60,8 @@ Path path_of(const LinearJob& job, bool integer) {
   const std::int64_t rows = job.x.rows;
   if (!is_grouped(weight)) {
     if (kHasTiles && rows > kStreamRows && weight.format == WeightFormat::bf16) return Path::matrix_rows;
-    return rows <= kFloatStreamRows<W> ? Path::stream : Path::tiles;
+    if (rows <= kFloatStreamRows<W>) return Path::stream;
+    return rows <= kFloatDotRows<W> ? Path::dots : Path::tiles;
   }
   const bool matrix = kHasTiles && weight.group % kTileDepth == 0;
   if (integer && Dot<W>::kRounded) return matrix && rows > kMatrixDotRows ? Path::matrix_dots : Path::rounded_terms;
@@ -92,12 +94,13 @@ class LinearPlan {
         input_elements_ += job.x.rows * job.x.cols;
       }
       plan.item_outputs = item_outputs(job, plan.path);
-      plan.sum_stride = plan.item_outputs + (plan.path == Path::stream || is_terms(plan.path) ? 0 : kTileRows);
+      plan.sum_stride = sum_stride(plan);
       plan.item_count = job.x.rows == 0 ? 0 : (job.weight->rows + plan.item_outputs - 1) / plan.item_outputs;
       units_ += plan.unit_count;
       items_ += plan.item_count;
       products_ += job.x.rows * job.weight->rows * job.x.cols;
       sums_ = larger(sums_, padded(job.x.rows, kTileRows) * plan.sum_stride);
+      if (plan.path == Path::dots) panel_ = larger(panel_, job.x.rows * DotTile<W>::kItemOutputs * W);
       if (plans != nullptr) plans[i] = plan;
       before = plan;
     }
@@ -107,6 +110,8 @@ class LinearPlan {
   // Whether all threads should prepare x: then they have to wait for each other before the first item.
   bool prepares_together() const { return input_elements_ > kSharedInput; }
   std::int64_t items() const { return items_; }
+  // Floats of a thread for weights on their way to the multipliers, or for the sums of dots before their lanes are added.
+  std::int64_t panel() const { return panel_; }
   std::int64_t sums() const { return sums_; }
   int threads() const {
     const std::int64_t most = products_ < kParallelProducts ? 1 : larger(1, larger(items_, units_));
@@ -119,13 +124,18 @@ class LinearPlan {
 
  private:
   std::int64_t shares_at() const { return padded(p_.job_count * static_cast<std::int64_t>(sizeof(JobPlan)), 64); }
-  std::int64_t thread_bytes() const { return (panel_floats<W>() + 2 * sums_) * 4; }
+  std::int64_t thread_bytes() const { return (panel_ + 2 * sums_) * 4; }
+
+  static std::int64_t sum_stride(const JobPlan& plan) {
+    if (plan.path == Path::dots) return DotTile<W>::kItemOutputs;
+    return plan.item_outputs + (plan.path == Path::stream || is_terms(plan.path) ? 0 : kTileRows);
+  }
 
   static bool same_input(const LinearJob& a, Path a_path, const LinearJob& b, Path b_path) {
     const bool same_x = a.x.data == b.x.data && a.x.rows == b.x.rows && a.x.stride == b.x.stride && a.norm.weight == b.norm.weight;
     if (!same_x || a_path != b_path || a.x.cols != b.x.cols) return false;
     if (a_path == Path::tiles || a_path == Path::matrix_rows) return true;
-    if (a_path == Path::stream) return wants_pairs(*a.weight) == wants_pairs(*b.weight);
+    if (a_path == Path::stream || a_path == Path::dots) return wants_pairs(*a.weight) == wants_pairs(*b.weight);
     return a.weight->group == b.weight->group && a.weight->format == b.weight->format;
   }
 
@@ -138,6 +148,11 @@ class LinearPlan {
   }
 
   std::int64_t item_outputs(const LinearJob& job, Path path) const {
+    if (path == Path::dots) {
+      using D = DotTile<W>;
+      const bool fits = job.x.cols * element_bytes(*job.weight) * D::kItemOutputs <= D::kItemBytes;
+      return fits ? D::kItemOutputs : D::kItemOutputs / 2;
+    }
     if (path == Path::tiles) {
       const std::int64_t by_share = padded((job.weight->rows + 4 * p_.threads - 1) / (4 * p_.threads), LinearTile<W>::kOutputs);
       return larger(LinearTile<W>::kOutputs, smaller(by_share, LinearTile<W>::kItemOutputs));
@@ -154,6 +169,7 @@ class LinearPlan {
 
   const LinearParams& p_;
   std::int64_t outputs_ = 0, bytes_ = 0, units_ = 0, input_elements_ = 0, items_ = 0, products_ = 0, sums_ = 0;
+  std::int64_t panel_ = panel_floats<W>();
 };
 
 // One job's part of a call: what an item does.
@@ -162,13 +178,13 @@ class LinearItem {
   using T = LinearTile<W>;
 
  public:
-  LinearItem(const LinearJob& job, const JobPlan& plan, char* scratch, float* memory, std::int64_t sums)
-      : job_(job), plan_(plan), x_(scratch + plan.input_at), memory_(memory), sums_(sums) {}
+  LinearItem(const LinearJob& job, const JobPlan& plan, char* scratch, float* memory, std::int64_t panel, std::int64_t sums)
+      : job_(job), plan_(plan), x_(scratch + plan.input_at), memory_(memory), panel_(panel), sums_(sums) {}
 
   void run(std::int64_t item) const {
     const std::int64_t first = item * plan_.item_outputs;
     const std::int64_t count = smaller(plan_.item_outputs, job_.weight->rows - first);
-    float* sums = memory_ + panel_floats<W>();
+    float* sums = memory_ + panel_;
     float* gate_sums = job_.gate == nullptr ? nullptr : sums + sums_;
     const char* next_item = weight_row(*job_.weight, first + count);
     const char* next = job_.gate == nullptr ? next_item : weight_row(*job_.gate, first);
@@ -185,12 +201,20 @@ class LinearItem {
     const MatrixSums sums{out.first, out.count, out.values, out.stride};
     switch (plan_.path) {
       case Path::stream: return stream(weight, out);
+      case Path::dots: return dots(weight, out);
       case Path::tiles: return TileMultiplier<W>(weight, job_.x.rows, x_, memory_).run(out.first, out.count, out.values, out.stride);
       case Path::terms:
       case Path::rounded_terms: return terms(weight, out);
       case Path::matrix_rows: return matrix_rows(weight, sums);
       case Path::matrix_codes: return matrix_codes(weight, sums);
       case Path::matrix_dots: return matrix<MatrixCodes<1, true>, 1>(weight, sums);
+    }
+  }
+
+  void dots(const LinearWeight& weight, const Outputs& out) const {
+    if constexpr (kFloatDotRows<W> > 0) {
+      weight.format == WeightFormat::f32 ? DotMultiplier<W, float>(weight, job_.x.rows, x_, memory_).run(out)
+                                         : DotMultiplier<W, bf16>(weight, job_.x.rows, x_, memory_).run(out);
     }
   }
 
@@ -275,7 +299,7 @@ class LinearItem {
   const JobPlan& plan_;
   char* x_;
   float* memory_;
-  std::int64_t sums_;
+  std::int64_t panel_, sums_;
 };
 
 // Rows of x that are best computed together: their sums stay in the second cache, and so does x on matrix tiles, which are
@@ -326,7 +350,7 @@ void linear(const LinearParams& p) {
   const auto run = [&](std::int64_t item, int thread) {
     std::int64_t job = 0;
     while (item >= plans[job].first_item + plans[job].item_count) ++job;
-    LinearItem<W>(p.jobs[job], plans[job], p.scratch, plan.thread_memory(thread), plan.sums())
+    LinearItem<W>(p.jobs[job], plans[job], p.scratch, plan.thread_memory(thread), plan.panel(), plan.sums())
         .run(item - plans[job].first_item);
   };
   const bool alone = plan.threads() == 1, together = !alone && plan.prepares_together();

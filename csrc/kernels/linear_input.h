@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/linear_products.h"
+#include "kernels/transpose.h"
 
 namespace latentkv::LATENTKV_ISA {
 
@@ -23,10 +24,9 @@ struct RowTiles {
   }
 };
 
-// Where row `row` of tile `tile` begins for one step of kDepth inputs.
-template <int W>
+// Where row `row` of tile `tile` begins for one step of kDepth inputs. T: LinearTile or DotTile.
+template <typename T>
 float* tile_row(char* memory, const RowTiles& tiles, std::int64_t step, std::int64_t tile, std::int64_t row) {
-  using T = LinearTile<W>;
   return reinterpret_cast<float*>(memory) + ((step * tiles.count + tile) * T::kRows + row) * T::kDepth;
 }
 
@@ -35,13 +35,17 @@ std::int64_t stream_stride(std::int64_t cols) {
   return padded(cols, 2 * W);
 }
 
+template <typename T>
+std::int64_t tiled_bytes(std::int64_t rows, std::int64_t cols) {
+  return RowTiles(rows, T::kRows).count * T::kRows * padded(cols, T::kDepth) * 4;
+}
+
 // Bytes of the prepared x of `job`.
 template <int W>
 std::int64_t input_bytes(const LinearJob& job, Path path) {
-  using T = LinearTile<W>;
-  const std::int64_t cols = job.x.cols;
-  if (path == Path::stream) return job.x.rows * stream_stride<W>(cols) * 4;
-  return RowTiles(job.x.rows, T::kRows).count * T::kRows * padded(cols, T::kDepth) * 4;
+  const std::int64_t rows = job.x.rows, cols = job.x.cols;
+  if (path == Path::stream) return rows * stream_stride<W>(cols) * 4;
+  return path == Path::dots ? tiled_bytes<DotTile<W>>(rows, cols) : tiled_bytes<LinearTile<W>>(rows, cols);
 }
 
 // bf16 weights are read in pairs, x then has to lie so too.
@@ -76,6 +80,18 @@ class InputRow {
       S::store(to + i, S::load(to + i) * S::broadcast(inverse_) * weight);
     }
     for (std::int64_t i = 0; i < count && job_.narrow; i += W) S::store(to + i, S::round_bf16(S::load(to + i)));
+  }
+
+  // For dots: `count` elements from `at` on and zeros up to whole units, parted if `pairs` as bf16 weights are.
+  void units(bool pairs, std::int64_t at, std::int64_t count, float* to) const {
+    widen(at, count, to);
+    if (padded(count, W) < padded(count, 2 * W)) S::store(to + padded(count, W), S::zero());
+    for (std::int64_t i = 0; i < count && pairs; i += 2 * W) {
+      F first = S::load(to + i), second = S::load(to + i + W);
+      part_fours<W>(first, second);
+      S::store(to + i, first);
+      S::store(to + i + W, second);
+    }
   }
 
   // For streams: all elements, each whole 2 * W of them with the even ones first if `pairs`.
@@ -148,22 +164,25 @@ class InputRow {
   float inverse_ = 1.0f;
 };
 
+// put(at, count, to) writes `count` elements of row `row` from `at` on to their place in tiles of T.
+template <typename T, typename Put>
+void put_tile_row(const LinearJob& job, std::int64_t row, char* memory, Put put) {
+  const RowTiles tiles(job.x.rows, T::kRows);
+  const std::int64_t tile = tiles.tile_of(row), cols = job.x.cols;
+  for (std::int64_t at = 0; at < cols; at += T::kDepth) {
+    put(at, smaller(T::kDepth, cols - at), tile_row<T>(memory, tiles, at / T::kDepth, tile, row - tiles.first(tile)));
+  }
+}
+
 // Row `row` of the job's x, to its place in `memory`.
 template <int W>
 void prepare_row(const LinearJob& job, Path path, std::int64_t row, char* memory) {
-  using T = LinearTile<W>;
   const InputRow<W> from(job, row);
-  const std::int64_t cols = job.x.cols;
-  if (path == Path::stream) {
-    from.stream(wants_pairs(*job.weight), reinterpret_cast<float*>(memory) + row * stream_stride<W>(cols));
-  } else {
-    const RowTiles tiles(job.x.rows, T::kRows);
-    const std::int64_t tile = tiles.tile_of(row);
-    for (std::int64_t at = 0; at < cols; at += T::kDepth) {
-      const auto to = tile_row<W>(memory, tiles, at / T::kDepth, tile, row - tiles.first(tile));
-      from.widen(at, smaller(T::kDepth, cols - at), to);
-    }
-  }
+  const bool pairs = wants_pairs(*job.weight);
+  if (path == Path::stream) return from.stream(pairs, reinterpret_cast<float*>(memory) + row * stream_stride<W>(job.x.cols));
+  const auto units = [&](std::int64_t at, std::int64_t count, float* to) { from.units(pairs, at, count, to); };
+  const auto floats = [&](std::int64_t at, std::int64_t count, float* to) { from.widen(at, count, to); };
+  path == Path::dots ? put_tile_row<DotTile<W>>(job, row, memory, units) : put_tile_row<LinearTile<W>>(job, row, memory, floats);
 }
 
 }  // namespace latentkv::LATENTKV_ISA

@@ -170,7 +170,7 @@ class TileMultiplier {
     const std::int64_t visits = tiles_.count * ((depth + 15) / 16);
     const std::int64_t lines = (ahead.rows * ((ahead.line_bytes + 63) / 64) + visits - 1) / visits;
     for (std::int64_t tile = 0; tile < tiles_.count; ++tile) {
-      const float* x = tile_row<W>(x_, tiles_, k / T::kDepth, tile, 0);
+      const float* x = tile_row<T>(x_, tiles_, k / T::kDepth, tile, 0);
       float* to = values + tiles_.first(tile) * stride;
       switch (tiles_.rows(tile)) {
         case 1: multiply_tile<W, 1>(x, panel_, depth, to, stride, k > 0, ahead, lines); break;

@@ -7,10 +7,12 @@
 namespace latentkv::LATENTKV_ISA {
 
 // Up to so many rows of x weights are used straight from memory; from there on it pays to unpack them first. Float weights
-// unpack at the price of transposing, codes lie ready for it.
+// unpack at the price of transposing, codes lie ready for it; with 16 registers of 8 floats it pays later.
 constexpr std::int64_t kStreamRows = 4;
 template <int W>
-constexpr std::int64_t kFloatStreamRows = W == 16 ? 16 : 10;
+constexpr std::int64_t kFloatStreamRows = W == 16 ? 16 : W == 8 ? kStreamRows : 10;
+template <int W>
+constexpr std::int64_t kFloatDotRows = W == 8 ? 48 : 0;
 
 // Tiles of kRows rows of x by kOutputs outputs (in the lanes), kDepth inputs at a time: the unpacked weights of one step
 // then fit the first cache. 24 accumulators of 32 registers with AVX-512, 12 of 16 otherwise.
@@ -24,6 +26,16 @@ struct LinearTile {
   static constexpr std::int64_t kItemOutputs = 128;
 };
 
+// Tiles of kRows rows of x by kOutputs outputs with the inputs in the lanes, kDepth inputs at a time: the x of kTiles tiles then
+// takes half of a first cache of 32 KB.
+template <int W>
+struct DotTile {
+  static constexpr std::int64_t kRows = 4, kOutputs = 3, kDepth = 256, kTiles = 4;
+  static constexpr std::int64_t kUnit = 2 * W;  // inputs in one turn of the loop
+  // Of one item: the next one's weights are on their way to the second cache meanwhile.
+  static constexpr std::int64_t kItemOutputs = 24, kItemBytes = 1 << 17;
+};
+
 // Sums of whole numbers that stay in registers beside what they are made of, and rows of x whose terms have theirs there.
 // Four vectors of weights leave room for fewer than two.
 template <int W>
@@ -33,7 +45,7 @@ constexpr int kWideTermSums = W == 16 ? 24 : 8;
 template <int Terms>
 constexpr std::int64_t kTermTileRows = Terms == 1 ? 6 : 4;
 
-enum class Path : std::int64_t { stream, tiles, terms, rounded_terms, matrix_rows, matrix_codes, matrix_dots };
+enum class Path : std::int64_t { stream, dots, tiles, terms, rounded_terms, matrix_rows, matrix_codes, matrix_dots };
 
 constexpr std::int64_t padded(std::int64_t value, std::int64_t step) { return (value + step - 1) / step * step; }
 constexpr std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
@@ -45,13 +57,15 @@ inline bool is_grouped(const LinearWeight& weight) {
 
 inline std::int64_t element_bytes(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
 
+inline std::int64_t element_bytes(const LinearWeight& weight) { return weight.format == WeightFormat::f32 ? 4 : 2; }
+
 inline const char* element(const void* data, DType dtype, std::int64_t at) {
   return static_cast<const char*>(data) + at * element_bytes(dtype);
 }
 
 // Where the weights of `output` begin; not of codes.
 inline const char* weight_row(const LinearWeight& weight, std::int64_t output) {
-  return static_cast<const char*>(weight.data) + output * weight.row_stride * (weight.format == WeightFormat::f32 ? 4 : 2);
+  return static_cast<const char*>(weight.data) + output * weight.row_stride * element_bytes(weight);
 }
 
 // Bytes of `outputs` outputs' codes, over all inputs.

@@ -34,6 +34,18 @@ template <int W, int Step = 1>
   if constexpr (2 * Step < W) transpose<W, 2 * Step>(rows);
 }
 
+// The sum of all lanes of vectors[i] in lane i.
+template <int W, int Step = 1>
+[[gnu::always_inline]] inline typename Simd<W>::F sum_each(typename Simd<W>::F (&vectors)[W]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < W; i += 2 * Step) {
+    exchange<W, Step>(vectors[i], vectors[i + Step], typename Counting<W>::type{});
+    vectors[i] += vectors[i + Step];
+  }
+  if constexpr (2 * Step < W) return sum_each<W, 2 * Step>(vectors);
+  return vectors[0];
+}
+
 template <int W, int... I>
 [[gnu::always_inline]] inline void part(typename Simd<W>::F& a, typename Simd<W>::F& b, Numbers<I...>) {
   const auto even = __builtin_shufflevector(a, b, (2 * I)...);
@@ -69,6 +81,26 @@ template <int W>
 template <int W>
 [[gnu::always_inline]] inline void join(typename Simd<W>::F& a, typename Simd<W>::F& b) {
   join<W>(a, b, typename Counting<W>::type{});
+}
+
+template <int W, int... I>
+[[gnu::always_inline]] inline void part_fours(typename Simd<W>::F& a, typename Simd<W>::F& b, Numbers<I...>) {
+  const auto first = __builtin_shufflevector(a, b, (I / 4 * 8 + I % 4)...);
+  b = __builtin_shufflevector(a, b, (I / 4 * 8 + I % 4 + 4)...);
+  a = first;
+}
+
+// Of each eight of 2 * W neighbours, a and then b, the first four and the last four.
+template <int W>
+[[gnu::always_inline]] inline void part_fours(typename Simd<W>::F& a, typename Simd<W>::F& b) {
+  part_fours<W>(a, b, typename Counting<W>::type{});
+}
+
+// Those four (Half: the last four) of each eight words of b, every word behind one of a: within 128 bits, so one instruction.
+template <int Half, typename Words, int... I>
+[[gnu::always_inline]] inline Words join_fours(Words a, Words b, Numbers<I...>) {
+  constexpr int kWords = sizeof...(I);
+  return __builtin_shufflevector(a, b, (I / 8 * 8 + Half * 4 + I % 8 / 2 + I % 2 * kWords)...);
 }
 
 }  // namespace latentkv::LATENTKV_ISA

@@ -16,9 +16,9 @@ from support.projections import FORMATS, exact_linear, make_projection, wide
 
 FLOATS = (torch.float32, torch.bfloat16)
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-ROWS = (0, 1, 2, 3, 4, 5, 6, 7, 13, 16, 17)
+ROWS = (0, 1, 2, 3, 4, 5, 6, 7, 13, 16, 17, 48, 49)
 # Outputs and inputs at every boundary of vectors, panels and steps of the kernels.
-SHAPES = ((1, 1), (3, 7), (16, 32), (33, 65), (65, 259), (130, 600))
+SHAPES = ((1, 1), (3, 7), (16, 32), (33, 65), (65, 259), (130, 600), (30, 2801))
 GROUPED_SHAPES = ((1, 16), (17, 64), (70, 384))
 
 every_kernels = pytest.mark.parametrize("name", ["portable", *(f"native:{isa}" for isa in available_isas())])
@@ -208,7 +208,7 @@ def test_experts_without_tokens_are_not_touched(isa: str) -> None:
 
 @every_isa
 @pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("rows", [1, 3, 70, 800])
+@pytest.mark.parametrize("rows", [1, 3, 30, 70, 800])
 def test_two_threads_compute_what_one_does(isa: str, format: str, rows: int, two_threads: None) -> None:
     kernels, x = native_kernels(isa), strided_normal(rows, 640)
     projection = make_projection(format, 301, 640)

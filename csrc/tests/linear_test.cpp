@@ -1,4 +1,5 @@
-// Linear maps of whole numbers in groups: exact x against the tolerance of floats, rounded x against the bound of rounding.
+// Linear maps: floats and whole numbers in groups with exact x against the tolerance of floats, rounded x against the bound of
+// rounding.
 #include "check.h"
 
 namespace latentkv::test {
@@ -79,15 +80,11 @@ double reach(const Map& m, bool pairs, const Numbers& x, std::int64_t row, const
   return total;
 }
 
-void check_map(const Isa& isa, const Map& m, std::int64_t rows, bool integer, Checks& checks) {
-  Codes codes(m);
-  Random random(rows);
-  Numbers x(DType::f32, rows * m.inputs), out(DType::f32, rows * m.outputs);
-  random.fill(x);
+void run(const Isa& isa, const LinearWeight& weight, std::int64_t rows, bool integer, Numbers& x, Numbers& out) {
   LinearJob job{};
-  job.x = {x.data(), DType::f32, rows, m.inputs, m.inputs};
-  job.weight = &codes.weight;
-  job.out = {out.data(), DType::f32, rows, m.outputs, m.outputs};
+  job.x = {x.data(), DType::f32, rows, weight.cols, weight.cols};
+  job.weight = &weight;
+  job.out = {out.data(), DType::f32, rows, weight.rows, weight.rows};
   job.factor = 1.0f;
   LinearParams p{&job, 1, integer, 2, nullptr};
   struct alignas(64) Line {
@@ -96,6 +93,14 @@ void check_map(const Isa& isa, const Map& m, std::int64_t rows, bool integer, Ch
   std::vector<Line> scratch((isa.kernels->linear_scratch(p) + 63) / 64);
   p.scratch = scratch.data()->bytes;
   isa.kernels->linear(p);
+}
+
+void check_map(const Isa& isa, const Map& m, std::int64_t rows, bool integer, Checks& checks) {
+  Codes codes(m);
+  Random random(rows);
+  Numbers x(DType::f32, rows * m.inputs), out(DType::f32, rows * m.outputs);
+  random.fill(x);
+  run(isa, codes.weight, rows, integer, x, out);
   const std::string what = std::string(isa.name) + (m.format == WeightFormat::int4 ? " int4" : " int8") + " group " +
                            std::to_string(m.group) + " rows " + std::to_string(rows) + (integer ? " rounded" : "");
   std::vector<double> want(out.size());
@@ -109,6 +114,29 @@ void check_map(const Isa& isa, const Map& m, std::int64_t rows, bool integer, Ch
   checks.close(what, out, want);
 }
 
+// The last row of W ends where its memory ends.
+void check_floats(const Isa& isa, DType dtype, std::int64_t outputs, std::int64_t inputs, std::int64_t rows, Checks& checks) {
+  const std::int64_t stride = inputs + 3;
+  Numbers w(dtype, (outputs - 1) * stride + inputs), x(DType::f32, rows * inputs), out(DType::f32, rows * outputs);
+  Random random(inputs);
+  random.fill(x);
+  for (std::int64_t i = 0; i < w.size(); ++i) w.set(i, random.next() / std::sqrt(static_cast<double>(inputs)));
+  LinearWeight weight{};
+  weight.format = dtype == DType::f32 ? WeightFormat::f32 : WeightFormat::bf16;
+  weight.rows = outputs;
+  weight.cols = inputs;
+  weight.data = w.data();
+  weight.row_stride = stride;
+  run(isa, weight, rows, false, x, out);
+  std::vector<double> want(out.size());
+  for (std::int64_t i = 0; i < out.size(); ++i) {
+    for (std::int64_t k = 0; k < inputs; ++k) want[i] += x[i / outputs * inputs + k] * w[i % outputs * stride + k];
+  }
+  checks.close(std::string(isa.name) + " linear " + name_of(dtype) + " " + std::to_string(inputs) + " to " +
+                   std::to_string(outputs) + " rows " + std::to_string(rows),
+               out, want);
+}
+
 }  // namespace
 
 void test_linear(const Isa& isa, Checks& checks) {
@@ -118,6 +146,12 @@ void test_linear(const Isa& isa, Checks& checks) {
   for (const Map& map : maps) {
     for (const std::int64_t rows : {1, 2, 4, 5, 7, 20}) {
       for (const bool integer : {false, true}) check_map(isa, map, rows, integer, checks);
+    }
+  }
+  for (const DType dtype : kFloats) {
+    for (const std::int64_t rows : {1, 4, 5, 7, 16, 23, 48, 50}) {
+      check_floats(isa, dtype, 70, 531, rows, checks);
+      check_floats(isa, dtype, 5, 9, rows, checks);
     }
   }
 }

@@ -45,11 +45,13 @@ def test_the_needs_of_instruction_sets_are_those_of_the_extension() -> None:
     assert not lacking & set(available_isas())
 
 
-def test_a_format_without_a_kernel_is_explained(run: Run, tiny_folder: Path) -> None:
-    result = run("backends", tiny_folder, "--format", "int4", "--attention", "gqa")
-    assert result.exit_code == 0
-    assert "no kernel for float32 queries over int4 rows" in result.stdout
-    assert "auto takes   portable" in result.stdout
+@pytest.mark.parametrize("format", ["int8", "int6", "int4", "fp8"])
+def test_keys_and_values_in_codes_have_a_kernel(run: Run, tiny_folder: Path, format: str) -> None:
+    report = json.loads(run("backends", tiny_folder, "--format", format, "--attention", "gqa", "--json").stdout)
+    native = next(one for one in report["candidates"] if one["name"] == "native")
+    assert native["ok"] == bool(available_isas())
+    chosen = {one["path"].split(":")[0] for one in report["choices"]}
+    assert chosen == {"native" if native["ok"] else "portable"}
 
 
 def test_a_plug_in_comes_first_and_a_wrong_one_is_refused(run: Run, tiny_folder: Path) -> None:

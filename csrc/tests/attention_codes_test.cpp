@@ -194,11 +194,7 @@ void check_codes(const Isa& isa, const Sizes& s, const Coding& coding, DType dty
   p.scale_log2 = static_cast<float>(s.scale() * kLog2E);
   p.causal = true;
   p.threads = 2;
-  p.out = out.data();
-  p.out_dtype = DType::f32;
-  p.out_token_stride = s.heads * s.latent;
-  p.out_head_stride = s.latent;
-  p.lse = static_cast<float*>(lse.data());
+  set_results(p, out, lse, s.latent);
   std::vector<float> scratch(isa.kernels->attention_scratch(p) * p.threads, std::nanf(""));
   p.scratch = scratch.data();
   isa.kernels->attention(p);

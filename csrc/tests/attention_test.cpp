@@ -164,11 +164,7 @@ void check_attention(const Isa& isa, const Sizes& s, const Kind& kind, Checks& c
   p.scale_log2 = static_cast<float>(s.scale() * kLog2E);
   p.causal = kind.causal;
   p.threads = 2;
-  p.out = out.data();
-  p.out_dtype = kind.query;
-  p.out_token_stride = s.heads * s.value;
-  p.out_head_stride = s.value;
-  p.lse = static_cast<float*>(lse.data());
+  set_results(p, out, lse, s.value);
   std::vector<float> scratch(isa.kernels->attention_scratch(p) * p.threads);
   std::vector<float> slots(isa.kernels->attention_slot(p) * plan.slots);
   p.scratch = scratch.data();

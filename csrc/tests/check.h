@@ -92,6 +92,15 @@ class Numbers {
   std::vector<std::uint16_t> narrow_;
 };
 
+// Where attention leaves its results: out [tokens, heads, width] and lse [tokens, heads].
+inline void set_results(AttentionParams& p, Numbers& out, Numbers& lse, std::int64_t width) {
+  p.out = out.data();
+  p.out_dtype = out.dtype();
+  p.out_token_stride = p.heads * width;
+  p.out_head_stride = width;
+  p.lse = static_cast<float*>(lse.data());
+}
+
 // Numbers of variance 1, evenly spread, the same in every run.
 class Random {
  public:

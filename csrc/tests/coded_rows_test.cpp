@@ -146,11 +146,7 @@ AttentionParams params_of(const Sizes& s, const Rows& rows, Numbers& query, Numb
   p.scale_log2 = static_cast<float>(kLog2E / std::sqrt(static_cast<double>(s.key)));
   p.causal = true;
   p.threads = 2;
-  p.out = out.data();
-  p.out_dtype = DType::f32;
-  p.out_token_stride = s.heads * s.value;
-  p.out_head_stride = s.value;
-  p.lse = static_cast<float*>(lse.data());
+  set_results(p, out, lse, s.value);
   return p;
 }
 

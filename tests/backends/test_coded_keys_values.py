@@ -15,7 +15,7 @@ from latentkv.backends.registry import select
 from latentkv.cache.latent import LatentCache
 from latentkv.cache.layout import FORMATS, CacheLayout, Coding, kv_row
 from support.compare import assert_close
-from support.hostile import awkward_lengths, hostile_case, strided_normal
+from support.hostile import awkward_lengths, hostile_case, spoil_rows, strided_normal
 from support.reference import kv_reference
 
 CODED = ("fp8", "int8", "int6", "int4")
@@ -87,13 +87,7 @@ def test_groups_of_another_size_are_left_to_the_portable_backend(format: str) ->
 def hostile_numbers(tokens: int, width: int, dtype: torch.dtype) -> Tensor:
     """Ordinary rows, and rows of zeros, of huge, tiny and equal numbers, of infinity and of NaN; strided."""
     numbers = torch.randn(tokens, width + 3, generator=torch.Generator().manual_seed(width))[:, :width]
-    numbers[1] = 0
-    numbers[2] *= 1e30
-    numbers[3] *= 1e-37
-    numbers[4] = 3.0
-    numbers[5, width // 2] = torch.inf
-    numbers[6, 0] = torch.nan
-    numbers[7, : width // 2] *= 1e-4
+    spoil_rows(numbers, middle=width // 2)
     return numbers.to(dtype)
 
 

@@ -14,6 +14,7 @@ from latentkv.cache.latent import LatentCache
 from latentkv.cache.layout import FORMATS, CacheLayout, mla_row
 from latentkv.ops.write_latent import write_latent
 from support.compare import assert_close
+from support.hostile import spoil_rows
 
 CODED = ("fp8", "int8", "int6", "int4")
 TOKENS, ROPE = 40, 6
@@ -46,13 +47,7 @@ def options(norm: Tensor | None) -> dict[str, object]:
 def hostile(latent: int, dtype: torch.dtype) -> Tensor:
     """Ordinary rows, and rows of zeros, of huge, tiny and equal numbers, of infinity and of NaN."""
     kv = torch.randn(TOKENS, latent + ROPE, generator=torch.Generator().manual_seed(latent))
-    kv[1] = 0
-    kv[2] *= 1e30
-    kv[3] *= 1e-37
-    kv[4] = 3.0
-    kv[5, latent // 2] = torch.inf
-    kv[6, 0] = torch.nan
-    kv[7, : latent // 2] *= 1e-4
+    spoil_rows(kv, middle=latent // 2)
     kv[8, latent - 1] = 1e4
     kv[9] = torch.linspace(-1, 1, latent + ROPE)
     return kv.to(dtype)

@@ -92,6 +92,17 @@ def strided_normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float3
     return view
 
 
+def spoil_rows(numbers: Tensor, *, middle: int) -> None:
+    """Rows 1 to 7 become zeros, huge, tiny, equal, get an infinity, a NaN, and small numbers before `middle`."""
+    numbers[1] = 0
+    numbers[2] *= 1e30
+    numbers[3] *= 1e-37
+    numbers[4] = 3.0
+    numbers[5, middle] = torch.inf
+    numbers[6, 0] = torch.nan
+    numbers[7, :middle] *= 1e-4
+
+
 def _write_context(layer: LayerCache, table: list[int], context: int, generator: torch.Generator) -> dict[str, Tensor]:
     page = layer.page_tokens
     slots = torch.tensor([table[t // page] * page + t % page for t in range(context)], dtype=torch.int64)

@@ -20,10 +20,14 @@ class Chunk {
   // [kChunk][kRows]: of a token and a row.
   float* scores() const { return scores_; }
 
-  // The same chunk, whose scores go elsewhere.
+  // Of one or two rows read in place, scores stand in lines, [row][kMostTokens]; of others, there are none.
+  float* lines() const { return is_few_ ? scores_ : nullptr; }
+
+  // The same chunk, whose scores go elsewhere, never in lines.
   Chunk with_scores(float* scores) const {
     Chunk other = *this;
     other.scores_ = scores;
+    other.goes_by_lines_ = false;
     return other;
   }
 
@@ -40,7 +44,12 @@ class Chunk {
   // Scores of `query` against `count` rows of T, whose keys are `width` elements from element `first` on.
   template <typename T>
   void dot(const PackedQuery<W>& query, const char* const* rows, std::int64_t count, std::int64_t first,
-           std::int64_t width, Ahead& ahead) const {
+           std::int64_t width, Ahead& ahead) {
+    is_few_ = kReadInPlace<T> && goes_by_lines_ && query.count() == 1 && query.begin()->vectors == 0 &&
+              query.begin()->rows <= kFew;
+    if constexpr (kReadInPlace<T>) {
+      if (is_few_) return dot_lines<T>(query, rows, count, first, ahead);
+    }
     clear_scores(query);
     ahead.spread(55, steps(query, width, count));
     dot_by_strips<T>(query, rows, count, first, width, ahead);
@@ -52,9 +61,8 @@ class Chunk {
   void sum(const Partial& result, std::int64_t row_count, const char* const* rows, std::int64_t count,
            std::int64_t first, std::int64_t width, Ahead& ahead) const {
     if constexpr (kReadInPlace<T>) {
-      const bool whole = width % (2 * W) == 0;
-      if (whole && row_count == 1) return sum_direct_all<T, 1, 4>(result, rows, count, first, width, ahead);
-      if (whole && row_count == 2) return sum_direct_all<T, 2, 2>(result, rows, count, first, width, ahead);
+      if (is_few_ && row_count == 1) return sum_direct_all<T, 1, 4>(result, rows, count, first, width, ahead);
+      if (is_few_) return sum_direct_all<T, 2, 2>(result, rows, count, first, width, ahead);
     }
     ahead.spread(45, (row_count + Tile<W>::sum_rows - 1) / Tile<W>::sum_rows * result.strips * (kChunk / kStepTerms));
     for (std::int64_t d = 0; d < width; d += kStrip) {
@@ -67,6 +75,8 @@ class Chunk {
   // Few rows read these as they lie, and not from strips.
   template <typename T>
   static constexpr bool kReadInPlace = !kCoded<T> && !kExpanded<T>;
+
+  static constexpr std::int64_t kFew = 2;
 
   void clear_scores(const PackedQuery<W>& query) const {
     const Panel& last = *(query.end() - 1);
@@ -96,7 +106,7 @@ class Chunk {
 
   static int tokens_of(const Panel& panel) {
     if (panel.vectors > 0) return panel.vectors == 2 ? Tile<W>::pair_tokens : Tile<W>::single_tokens;
-    return kNarrowTokens;
+    return kNarrowSums<W> / panel.rows;
   }
 
   // Strip by strip through one small buffer: a whole widened chunk would be written to the second-level cache and read
@@ -143,28 +153,55 @@ class Chunk {
                          Ahead& ahead) const {
     if ((query.end() - 1)->vectors != 0) return;
     const T* keys[kChunk];
-    for (std::int64_t t = 0; t < kChunk; ++t) {
-      keys[t] = reinterpret_cast<const T*>(rows[t < count ? t : count - 1]) + first;
-    }
+    find_keys(rows, count, first, keys);
     for (const Panel& panel : query) {
       if (panel.vectors == 0) dot_narrow_panel(panel, query.stride(), keys, count, ahead);
     }
   }
 
   template <typename T>
-  void dot_narrow_panel(const Panel& panel, std::int64_t stride, const T* const* keys, std::int64_t count,
-                        Ahead& ahead) const {
-    if (panel.rows == 4) dot_narrow_rows<4>(panel, stride, keys, count, ahead);
-    if (panel.rows == 2) dot_narrow_rows<2>(panel, stride, keys, count, ahead);
-    if (panel.rows == 1) dot_narrow_rows<1>(panel, stride, keys, count, ahead);
+  void dot_lines(const PackedQuery<W>& query, const char* const* rows, std::int64_t count, std::int64_t first,
+                 Ahead& ahead) const {
+    const T* keys[kChunk];
+    find_keys(rows, count, first, keys);
+    const Panel& panel = *query.begin();
+    const auto put = [&](std::int64_t token, std::int64_t row, const float* sums, std::int64_t tokens) {
+      __builtin_memcpy(scores_ + row * kMostTokens + token, sums, tokens * sizeof(float));
+    };
+    if (panel.rows == 2) dot_narrow_rows<2>(panel, query.stride(), keys, count, ahead, put);
+    if (panel.rows == 1) dot_narrow_rows<1>(panel, query.stride(), keys, count, ahead, put);
   }
 
-  template <int Rows, typename T>
-  void dot_narrow_rows(const Panel& panel, std::int64_t stride, const T* const* keys, std::int64_t count,
-                       Ahead& ahead) const {
-    for (std::int64_t t = 0; t < count; t += kNarrowTokens) {
-      float* scores = scores_ + t * kRows + panel.first_row;
-      dot_direct<W, kNarrowTokens, Rows, T>(panel.q, stride, keys + t, panel.ranges[0], scores, ahead);
+  // Up to a whole chunk of them: tokens are taken several at once.
+  template <typename T>
+  static void find_keys(const char* const* rows, std::int64_t count, std::int64_t first, const T** keys) {
+    for (std::int64_t t = 0; t < kChunk; ++t) {
+      keys[t] = reinterpret_cast<const T*>(rows[t < count ? t : count - 1]) + first;
+    }
+  }
+
+  template <typename T>
+  void dot_narrow_panel(const Panel& panel, std::int64_t stride, const T* const* keys, std::int64_t count,
+                        Ahead& ahead) const {
+    const auto add = [&](std::int64_t token, std::int64_t row, const float* sums, std::int64_t tokens) {
+      float* scores = scores_ + token * kRows + panel.first_row + row;
+      for (std::int64_t t = 0; t < tokens; ++t) scores[t * kRows] += sums[t];
+    };
+    if (panel.rows == 4) dot_narrow_rows<4>(panel, stride, keys, count, ahead, add);
+    if (panel.rows == 2) dot_narrow_rows<2>(panel, stride, keys, count, ahead, add);
+    if (panel.rows == 1) dot_narrow_rows<1>(panel, stride, keys, count, ahead, add);
+  }
+
+  // put(first token, row, scores of that and the following tokens, their number).
+  template <int Rows, typename T, typename Put>
+  void dot_narrow_rows(const Panel& panel, std::int64_t stride, const T* const* keys, std::int64_t count, Ahead& ahead,
+                       Put put) const {
+    constexpr std::int64_t tokens = kNarrowSums<W> / Rows;
+    for (std::int64_t t = 0; t < count; t += tokens) {
+      float sums[kNarrowSums<W>];
+      dot_direct<W, Rows, T>(panel.q, stride, keys + t, panel.ranges[0], sums, ahead);
+#pragma GCC unroll 4
+      for (std::int64_t row = 0; row < Rows; ++row) put(t, row, sums + row * tokens, tokens);
     }
   }
 
@@ -240,6 +277,7 @@ class Chunk {
   float *strip_, *scores_, *shrink_;
   const std::int64_t* seen_ = nullptr;
   std::int64_t begin_ = 0;
+  bool goes_by_lines_ = true, is_few_ = false;
 };
 
 }  // namespace latentkv::LATENTKV_ISA

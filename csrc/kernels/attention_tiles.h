@@ -14,9 +14,6 @@ constexpr std::int64_t kChunk = 48;  // context tokens: a multiple of every tile
 constexpr std::int64_t kRows = 64;   // pairs of a new token and a head
 constexpr std::int64_t kMostTokens = 64;  // of any chunk
 
-constexpr int kNarrowTokens = 4;  // at once against few rows
-
-
 // Columns [from, to).
 struct Range {
   std::int64_t from, to;
@@ -145,27 +142,30 @@ template <int W, typename T>
   }
 }
 
-// The same for few rows, columns in the lanes, straight from rows of T: widening them first would cost more than it saves.
+// Sums that one step against few rows keeps: enough not to wait for each other, and a whole vector of results at its end.
+template <int W>
+constexpr int kNarrowSums = W < 8 ? 8 : W;
+
+// sums[row][token] = keys[token] · q[row], kNarrowSums / Rows tokens at once. For few rows: columns in the lanes, straight from
+// rows of T, since widening them first would cost more than it saves.
 // q is [rows][q_stride], parted like rows of T, zero beyond the range; the range is whole pairs of vectors.
-template <int W, int Tokens, int Rows, typename T>
-void dot_direct(const float* q, std::int64_t q_stride, const T* const* keys, Range range, float* scores,
-                Ahead& ahead) {
+template <int W, int Rows, typename T>
+void dot_direct(const float* q, std::int64_t q_stride, const T* const* keys, Range range, float* sums, Ahead& ahead) {
   using S = Simd<W>;
-  // One sum of each token would wait for itself.
-  constexpr int kSums = Rows == 1 ? 2 : 1;
-  typename S::F sum[Tokens][Rows][kSums] = {};
-  const T* key[Tokens];
-  for (int t = 0; t < Tokens; ++t) key[t] = keys[t];
+  constexpr int tokens = kNarrowSums<W> / Rows;
+  typename S::F sum[kNarrowSums<W>] = {};
+  const T* key[tokens];
+  for (int t = 0; t < tokens; ++t) key[t] = keys[t];
   const auto add = [&](std::int64_t d) [[gnu::always_inline]] {
 #pragma GCC unroll 32
-    for (int t = 0; t < Tokens; ++t) {
+    for (int t = 0; t < tokens; ++t) {
       typename S::F a, b;
       load_two<W>(key[t] + d, a, b);
 #pragma GCC unroll 32
       for (int r = 0; r < Rows; ++r) {
-        auto &first = sum[t][r][0], &last = sum[t][r][kSums - 1];
-        first = S::fma(a, S::load(q + r * q_stride + d), first);
-        last = S::fma(b, S::load(q + r * q_stride + d + W), last);
+        auto& one = sum[r * tokens + t];
+        one = S::fma(a, S::load(q + r * q_stride + d), one);
+        one = S::fma(b, S::load(q + r * q_stride + d + W), one);
       }
     }
   };
@@ -173,15 +173,15 @@ void dot_direct(const float* q, std::int64_t q_stride, const T* const* keys, Ran
   for (; d + kStrip <= range.to; d += kStrip) {
 #pragma GCC unroll 32
     for (int column = 0; column < kStrip; column += 2 * W) add(d + column);
-    ahead.ask<lines_of<T>(Tokens * kStrip, kFewAskedByDot)>();
+    ahead.ask<lines_of<T>(tokens * kStrip, kFewAskedByDot)>();
   }
   for (; d < range.to; d += 2 * W) add(d);
-#pragma GCC unroll 32
-  for (int t = 0; t < Tokens; ++t) {
-#pragma GCC unroll 32
-    for (int r = 0; r < Rows; ++r) {
-      scores[t * kRows + r] += S::sum(kSums == 1 ? sum[t][r][0] : sum[t][r][0] + sum[t][r][kSums - 1]);
-    }
+#pragma GCC unroll 2
+  for (int i = 0; i < kNarrowSums<W>; i += W) {
+    typename S::F part[W];
+#pragma GCC unroll 16
+    for (int lane = 0; lane < W; ++lane) part[lane] = sum[i + lane];
+    S::store(sums + i, sum_each<W>(part));
   }
 }
 
@@ -223,7 +223,8 @@ void sum_tile(const float* weights, const float* values, std::int64_t terms, con
   }
 }
 
-// The same straight from rows of T, for Pairs * 2 * W columns from `first` on; `out` is strips, parted like rows of T.
+// The same of one or two rows straight from rows of T, for Pairs * 2 * W columns from `first` on; `out` is strips, parted like
+// rows of T, and the weights of a row are kMostTokens from those of the next.
 template <int W, int Rows, int Pairs, typename T>
 void sum_direct(const float* weights, const T* const* values, std::int64_t first, std::int64_t terms,
                 const float* shrink, float* out, Ahead& ahead) {
@@ -251,7 +252,7 @@ void sum_direct(const float* weights, const T* const* values, std::int64_t first
       load_two<W>(from + p * 2 * W, a, b);
 #pragma GCC unroll 32
       for (int r = 0; r < Rows; ++r) {
-        const auto weight = S::broadcast(weights[term * kRows + r]);
+        const auto weight = S::broadcast(weights[r * kMostTokens + term]);
         sum[r][2 * p] = S::fma(weight, a, sum[r][2 * p]);
         sum[r][2 * p + 1] = S::fma(weight, b, sum[r][2 * p + 1]);
       }

@@ -83,7 +83,7 @@ class HeadStrips {
       query.pack({0, outputs, first, head}, outputs - first < kRows ? outputs - first : kRows);
       for_each_chunk<T>(begin, count, [&](const char* const* rows, std::int64_t tokens, std::int64_t chunk) {
         Ahead none;
-        const auto into = chunk_.with_scores(to + chunk * chunk_floats(p_) + first * kChunk);
+        auto into = chunk_.with_scores(to + chunk * chunk_floats(p_) + first * kChunk);
         into.template dot<T>(query, rows, tokens, 0, p_.latent_width, none);
       });
     }

@@ -20,7 +20,7 @@ class Chunk {
   // [kChunk][kRows]: of a token and a row.
   float* scores() const { return scores_; }
 
-  // Of one or two rows read in place, scores stand in lines, [row][kMostTokens]; of others, there are none.
+  // Of one or two rows read in place, scores stand in lines, [row][kChunk]; of others, there are none.
   float* lines() const { return is_few_ ? scores_ : nullptr; }
 
   // The same chunk, whose scores go elsewhere, never in lines.
@@ -166,7 +166,7 @@ class Chunk {
     find_keys(rows, count, first, keys);
     const Panel& panel = *query.begin();
     const auto put = [&](std::int64_t token, std::int64_t row, const float* sums, std::int64_t tokens) {
-      __builtin_memcpy(scores_ + row * kMostTokens + token, sums, tokens * sizeof(float));
+      __builtin_memcpy(scores_ + row * kChunk + token, sums, tokens * sizeof(float));
     };
     if (panel.rows == 2) dot_narrow_rows<2>(panel, query.stride(), keys, count, ahead, put);
     if (panel.rows == 1) dot_narrow_rows<1>(panel, query.stride(), keys, count, ahead, put);

@@ -224,7 +224,7 @@ void sum_tile(const float* weights, const float* values, std::int64_t terms, con
 }
 
 // The same of one or two rows straight from rows of T, for Pairs * 2 * W columns from `first` on; `out` is strips, parted like
-// rows of T, and the weights of a row are kMostTokens from those of the next.
+// rows of T, and the weights of a row are kChunk from those of the next.
 template <int W, int Rows, int Pairs, typename T>
 void sum_direct(const float* weights, const T* const* values, std::int64_t first, std::int64_t terms,
                 const float* shrink, float* out, Ahead& ahead) {
@@ -252,7 +252,7 @@ void sum_direct(const float* weights, const T* const* values, std::int64_t first
       load_two<W>(from + p * 2 * W, a, b);
 #pragma GCC unroll 32
       for (int r = 0; r < Rows; ++r) {
-        const auto weight = S::broadcast(weights[r * kMostTokens + term]);
+        const auto weight = S::broadcast(weights[r * kChunk + term]);
         sum[r][2 * p] = S::fma(weight, a, sum[r][2 * p]);
         sum[r][2 * p + 1] = S::fma(weight, b, sum[r][2 * p + 1]);
       }

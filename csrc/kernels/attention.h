@@ -144,7 +144,7 @@ class AttentionWorker {
   void weigh(std::int64_t begin, std::int64_t count) {
     if constexpr (requires { chunk_.lines(); }) {
       if (float* lines = chunk_.lines()) {
-        for (std::int64_t row = 0; row < item_->row_count; ++row, lines += kMostTokens) {
+        for (std::int64_t row = 0; row < item_->row_count; ++row, lines += kCodeChunk) {
           weigh_line<W>(lines, count, seen_[row] - begin, result_.top[row], result_.total[row], chunk_.shrink()[row]);
         }
         return;

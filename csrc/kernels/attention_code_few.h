@@ -40,14 +40,14 @@ class FewRows {
     });
   }
 
-  // [kMostSummed][kMostTokens]: scores, and what has become of them.
+  // [kMostSummed][kCodeChunk]: scores, and what has become of them.
   float* lines() const { return lines_; }
 
   // The same of one or two rows, into lines().
   void dot_lines(const CodeQuery<W>& query, const Panel& panel, const char* const* rows, std::int64_t count,
                  std::int64_t width, CodeForm form, Ahead& ahead) {
     if (form != CodeForm::half) find_factors(query, panel);
-    const Call call{query, panel, rows, count, width, lines_, 1, kMostTokens, ahead};
+    const Call call{query, panel, rows, count, width, lines_, 1, kCodeChunk, ahead};
     with_rows<kMostSummed>(panel.rows, [&]<int Rows>() { dot_taking<CodeForm::half, Rows>(call); });
   }
 
@@ -58,10 +58,11 @@ class FewRows {
   void sum_lines(const Partial& result, std::int64_t row_count, std::int64_t count, CodeForm form, const float* shrink,
                  Ahead& ahead) {
     for (std::int64_t r = 0; r < row_count; ++r) {
-      for (std::int64_t t = count; t < kMostTokens; ++t) lines_[r * kMostTokens + t] = 0.0f;
+      for (std::int64_t t = count; t < kCodeChunk; ++t) lines_[r * kCodeChunk + t] = 0.0f;
     }
+    shrink_rows<W>(result, row_count, shrink);
     with_rows<kMostSummed>(row_count, [&]<int Rows>() {
-      form == CodeForm::half ? sum_halves<Rows>(result, count, shrink, ahead) : sum_bytes<Rows>(result, count, shrink, ahead);
+      form == CodeForm::half ? sum_halves<Rows>(result, count, ahead) : sum_bytes<Rows>(result, count, ahead);
     });
   }
 
@@ -213,14 +214,14 @@ class FewRows {
   }
 
   template <int Rows>
-  void sum_bytes(const Partial& result, std::int64_t count, const float* shrink, Ahead& ahead) {
+  void sum_bytes(const Partial& result, std::int64_t count, Ahead& ahead) {
     constexpr int wide = columns(Rows);
     const std::int64_t span = span_of(layout_);
     for (std::int64_t d = 0; d < codes_.padded(); d += kStrip) {
       if (d % layout_.group == 0) {
         for (int r = 0; r < Rows; ++r) cut_weights(r, codes_.scales(d / span));
       }
-      for (int i = 0; i < kStrip; i += wide) sum_columns<Rows, wide>(result, d, i, (count + 1) / 2, shrink, ahead);
+      for (int i = 0; i < kStrip; i += wide) sum_columns<Rows, wide>(result, d, i, (count + 1) / 2, ahead);
     }
   }
 
@@ -240,8 +241,7 @@ class FewRows {
 
   // Columns d + first ... d + first + Columns - 1; whole steps of pairs.
   template <int Rows, int Columns>
-  void sum_columns(const Partial& result, std::int64_t d, int first, std::int64_t pairs, const float* shrink,
-                   Ahead& ahead) const {
+  void sum_columns(const Partial& result, std::int64_t d, int first, std::int64_t pairs, Ahead& ahead) const {
     typename D::I sum[Rows][Columns / W] = {};
     const std::uint32_t* weights = weights_;
     for (std::int64_t pair = 0; pair < pairs; pair += kStepTerms) {
@@ -268,22 +268,21 @@ class FewRows {
     for (int r = 0; r < Rows; ++r) {
       float* out = result.at(r, d) + first;
 #pragma GCC unroll 8
-      for (int i = 0; i < Columns; i += 2 * W) add_sums<W>(sum[r][i / W], sum[r][i / W + 1], units_[r], shrink[r], out + i);
+      for (int i = 0; i < Columns; i += 2 * W) add_sums<CodeForm::word, W>(sum[r] + i / W, units_[r], out + i);
     }
   }
 
   template <int Rows>
-  void sum_halves(const Partial& result, std::int64_t count, const float* shrink, Ahead& ahead) const {
+  void sum_halves(const Partial& result, std::int64_t count, Ahead& ahead) const {
     constexpr int wide = columns(Rows);
     for (std::int64_t d = 0; d < codes_.padded(); d += kStrip) {
-      for (int i = 0; i < kStrip; i += wide) sum_half_columns<Rows, wide>(result, d, i, count, shrink, ahead);
+      for (int i = 0; i < kStrip; i += wide) sum_half_columns<Rows, wide>(result, d, i, count, ahead);
     }
   }
 
   // Columns d + first ... d + first + Columns - 1; whole steps of tokens.
   template <int Rows, int Columns>
-  void sum_half_columns(const Partial& result, std::int64_t d, int first, std::int64_t count, const float* shrink,
-                        Ahead& ahead) const {
+  void sum_half_columns(const Partial& result, std::int64_t d, int first, std::int64_t count, Ahead& ahead) const {
     const float *weights = lines_, *scales = codes_.scales(d / kCodeUnit);
     const char* values = codes_.template at<CodeForm::half>(0, d) + 2 * first;
     F sum[Rows][Columns / W] = {};
@@ -293,7 +292,7 @@ class FewRows {
         const auto* from = reinterpret_cast<const f16*>(values) + i * kCodeUnit;
 #pragma GCC unroll 2
         for (int r = 0; r < Rows; ++r) {
-          const F weight = S::broadcast(weights[r * kMostTokens + t + i] * scales[t + i]);
+          const F weight = S::broadcast(weights[r * kCodeChunk + t + i] * scales[t + i]);
 #pragma GCC unroll 8
           for (int v = 0; v < Columns; v += W) sum[r][v / W] = S::fma(weight, S::load(from + v), sum[r][v / W]);
         }
@@ -303,9 +302,8 @@ class FewRows {
 #pragma GCC unroll 2
     for (int r = 0; r < Rows; ++r) {
       float* out = result.at(r, d) + first;
-      const F factor = S::broadcast(shrink[r]);
 #pragma GCC unroll 8
-      for (int v = 0; v < Columns; v += W) S::store(out + v, S::fma(S::load(out + v), factor, sum[r][v / W]));
+      for (int v = 0; v < Columns; v += W) S::store(out + v, S::load(out + v) + sum[r][v / W]);
     }
   }
 

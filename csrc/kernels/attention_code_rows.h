@@ -6,9 +6,6 @@
 
 namespace latentkv::LATENTKV_ISA {
 
-// What becomes of a code: a byte where it is one or fits one, a word, or float16.
-enum class CodeForm { byte, word, half };
-
 template <int W>
 class CodeRows {
   using Reader = WordReader<W>;

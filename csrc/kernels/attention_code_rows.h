@@ -106,24 +106,30 @@ class CodeRows {
   template <typename Scale>
   void take_scales_of(const char* const* rows, std::int64_t count, float unit) {
     using S = Simd<W>;
-    const std::int64_t step = spans_of_group_ * kCodeChunk;
     for (std::int64_t first = 0; first < groups_; first += W) {
-      const std::int64_t offset = codes_.scale_offset + first * sizeof(Scale), left = groups_ - first;
+      const std::int64_t offset = codes_.scale_offset + first * sizeof(Scale), left = groups_ - first < W ? groups_ - first : W;
       const bool has_room = offset + W * static_cast<std::int64_t>(sizeof(Scale)) <= codes_.row_bytes;
-      float* const to = scales_ + first * step;
       for (std::int64_t t = 0; t < kCodeChunk; t += W) {
-        typename S::F square[W];
-        for (int i = 0; i < W; ++i) {
-          const auto* from = reinterpret_cast<const Scale*>(rows[t + i < count ? t + i : count - 1] + offset);
-          square[i] = has_room ? S::load(from) : S::load_part(from, left < W ? left : W);
-          if (t + i >= count) square[i] = S::zero();
+        typename S::F square[W] = {};
+        const std::int64_t there = count - t < W ? count - t : W;
+        for (int i = 0; i < there; ++i) {
+          const auto* from = reinterpret_cast<const Scale*>(rows[t + i] + offset);
+          square[i] = has_room ? S::load(from) : S::load_part(from, left);
         }
-        transpose<W>(square);
-        for (int i = 0; i < W && i < left; ++i) {
-          const auto scales = square[i] * S::broadcast(unit);
-          for (std::int64_t span = 0; span < step; span += kCodeChunk) S::store(to + i * step + span + t, scales);
-        }
+        put_scales(first, left, t, square, unit);
       }
+    }
+  }
+
+  // Of W tokens from t on, [token][group].
+  [[gnu::always_inline]] void put_scales(std::int64_t first, std::int64_t count, std::int64_t t,
+                                         typename Simd<W>::F (&square)[W], float unit) {
+    using S = Simd<W>;
+    transpose<W>(square);
+    float* to = scales_ + first * spans_of_group_ * kCodeChunk + t;
+    for (int i = 0; i < count; ++i) {
+      const auto scales = square[i] * S::broadcast(unit);
+      for (std::int64_t span = 0; span < spans_of_group_; ++span, to += kCodeChunk) S::store(to, scales);
     }
   }
 

@@ -118,7 +118,9 @@ class CodeChunk {
   void take_codes(const char* const* rows, std::int64_t count) {
     rows_.with_format([&]<CodeFormat Format>() {
       constexpr CodeForm form = Format == CodeFormat::fp8 ? CodeForm::word : CodeForm::byte;
-      for (std::int64_t t = 0; t < count; ++t) rows_.template take_codes<Format, form>(rows[t], t);
+      typename CodeRows<W>::NanWatch watch;
+      for (std::int64_t t = 0; t < count; ++t) rows_.template take_codes<Format, form>(rows[t], t, watch);
+      for (std::int64_t t = 0; Format == CodeFormat::fp8 && watch.found() && t < count; ++t) rows_.mark_nan(rows[t], t);
     });
     rows_.end(count);
   }

@@ -123,15 +123,24 @@ class FewRows {
   template <CodeFormat Format, CodeForm Form, int Rows>
   void dot_taking(const Call& call) {
     const DotInput in = input(call);
+    typename CodeRows<W>::NanWatch watch;
     dot_all<Rows>(call, [&](std::int64_t t, F (&sum)[Rows]) [[gnu::always_inline]] {
-      const bool are_numbers = codes_.template take_codes<Format, Form>(call.rows[t], t);
+      codes_.template take_codes<Format, Form>(call.rows[t], t, watch);
       dot_token<Form, Rows>(in, t, call.rows[t], sum);
       call.ahead.template ask<kAskedByDot<Format>>();
-      for (int r = 0; !are_numbers && r < Rows; ++r) sum[r] = S::broadcast(__builtin_nanf(""));
     });
+    if (Format == CodeFormat::fp8 && watch.found()) mark_nan<Rows>(call);
     // Whole steps are summed, and what lay there before need not be numbers.
     for (std::int64_t t = call.count; Form == CodeForm::half && t < round_up(call.count, kStepTerms); ++t) {
-      codes_.template take_codes<Format, Form>(call.rows[call.count - 1], t);
+      codes_.template take_codes<Format, Form>(call.rows[call.count - 1], t, watch);
+    }
+  }
+
+  template <int Rows>
+  void mark_nan(const Call& call) {
+    for (std::int64_t t = 0; t < call.count; ++t) {
+      if (!codes_.mark_nan(call.rows[t], t)) continue;
+      for (int r = 0; r < Rows; ++r) call.scores[t * call.token_step + r * call.row_step] = __builtin_nanf("");
     }
   }
 

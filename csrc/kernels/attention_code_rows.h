@@ -126,11 +126,13 @@ class CodeRows {
       const std::int64_t offset = codes_.scale_offset + first * sizeof(Scale), left = groups_ - first < W ? groups_ - first : W;
       const bool has_room = offset + W * static_cast<std::int64_t>(sizeof(Scale)) <= codes_.row_bytes;
       for (std::int64_t t = 0; t < kCodeChunk; t += W) {
-        typename S::F square[W] = {};
-        const std::int64_t there = count - t < W ? count - t : W;
-        for (int i = 0; i < there; ++i) {
-          const auto* from = reinterpret_cast<const Scale*>(rows[t + i] + offset);
-          square[i] = has_room ? S::load(from) : S::load_part(from, left);
+        typename S::F square[W];
+        const auto at = [&](int i) { return reinterpret_cast<const Scale*>(rows[t + i] + offset); };
+        if (has_room && t + W <= count) {
+#pragma GCC unroll 16
+          for (int i = 0; i < W; ++i) square[i] = S::load(at(i));
+        } else {
+          for (int i = 0; i < W; ++i) square[i] = t + i < count ? S::load_part(at(i), left) : S::zero();
         }
         put_scales(first, left, t, square, unit);
       }

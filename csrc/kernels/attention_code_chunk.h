@@ -279,7 +279,8 @@ class CodeChunk {
     constexpr int vectors = wanted < most ? wanted : most;
     out += row * kStrip;
     for (std::int64_t v = 0; v < most; v += vectors) {
-      sum_words<Form, W, Rows, vectors>(weights_ + row, words_ + v * W, pairs, units_ + row, out + column_of<Form, W>(v), ahead);
+      float* to = out + column_of<Form, W>(v);
+      sum_words<Form, W, Rows, vectors>(weights_ + row, words_ + v * W, pairs, units_ + row, to, ahead);
     }
   }
 

@@ -296,9 +296,9 @@ class FewRows {
     for (int i = 0; i < W; ++i) totals_[row] += total[i];
   }
 
-  // `Columns` columns from d on; whole steps of pairs. Two neighbouring bytes are one word, 256 * odd + even, and a word without
-  // its lower byte is the odd one: the sums of both, which may overflow, give those of the even ones, which do not. The even
-  // ones are made positive for it, 128 more than they were.
+  // `Columns` columns from d on; whole steps of pairs. Two neighbouring bytes are one word, 256 * odd + even, and without its
+  // lower byte the odd one: the sums of both, which may overflow, give those of the even ones, which do not. The even ones
+  // are made positive for it, 128 more than they were.
   template <int Rows, int Columns>
   void sum_columns(float* out, std::int64_t d, std::int64_t pairs, Ahead& ahead) const {
     using Words = typename CodeRows<W>::Words;

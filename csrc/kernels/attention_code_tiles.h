@@ -33,9 +33,9 @@ template <int W>
   interleave<W>(a, b, typename Counting<2 * W>::type{});
 }
 
-// Bytes of two rows, 4 * W columns of each, or words, 2 * W columns, as words side by side. Of bytes two neighbours are taken as
-// one word, and parted afterwards: the two at even columns, then those at odd ones. Shifts do that, where widening would need
-// the port that shuffles need.
+// Bytes of two rows, 4 * W columns of each, or words, 2 * W columns, as words side by side. Of bytes two neighbours are taken
+// as one word, and parted afterwards: those at even columns, then those at odd ones. Shifts do that, where widening would
+// need the port that shuffles need.
 template <CodeForm Form, int W>
 [[gnu::always_inline]] inline void pair_words(const char* first, const char* second, std::uint32_t* to) {
   typename WordReader<W>::I16 low, high;
@@ -158,8 +158,8 @@ void dot_words(const std::uint32_t* q, const std::uint32_t* keys, std::int64_t w
   }
 }
 
-// out[row] += units[row] * sum over pairs of weights(row, pair) · values[pair], for `Rows` rows and Vectors * W columns; rows of
-// out are kStrip apart. Whole steps of pairs are summed.
+// out[row] += units[row] * sum over pairs of weights(row, pair) · values[pair], for `Rows` rows and Vectors * W columns; rows
+// of out are kStrip apart. Whole steps of pairs are summed.
 template <CodeForm Form, int W, int Rows, int Vectors>
 void sum_words(const std::uint32_t* weights, const std::uint32_t* values, std::int64_t pairs, const float* units, float* out,
                Ahead& ahead) {
@@ -184,7 +184,9 @@ void sum_words(const std::uint32_t* weights, const std::uint32_t* values, std::i
 #pragma GCC unroll 32
   for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 32
-    for (int v = 0; v < Vectors; v += kJoined<Form, W>) add_sums<Form, W>(sum[r] + v, units[r], out + r * kStrip + column_of<Form, W>(v));
+    for (int v = 0; v < Vectors; v += kJoined<Form, W>) {
+      add_sums<Form, W>(sum[r] + v, units[r], out + r * kStrip + column_of<Form, W>(v));
+    }
   }
 }
 

@@ -14,7 +14,7 @@
 namespace latentkv::LATENTKV_ISA {
 
 constexpr std::int64_t kStripWords = kStrip / 2;  // in 32 bits two words
-constexpr std::int64_t kCodeChunk = 96;        // context tokens at once: a multiple of every tile of words
+constexpr std::int64_t kCodeChunk = 96;           // context tokens at once: a multiple of every tile of words
 static_assert(kCodeChunk <= kMostAhead);
 
 // What becomes of a code: a byte where it is one or fits one, a word, or float16.

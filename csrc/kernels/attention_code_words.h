@@ -206,6 +206,9 @@ class WordUnit {
 
   F unit() const { return unit_; }
 
+  // How many units.
+  F count(F number) const { return number * inverse_; }
+
   // Two words in each lane. Adding 1.5 * 2**23 leaves the rounded number in the low bits of the sum.
   [[gnu::always_inline]] U words(F low, F high) const {
     const F round = S::broadcast(12582912.0f);

@@ -57,11 +57,15 @@ class TileByteChunk {
     const std::int64_t token_tiles = (count + kTileRows - 1) / kTileRows;
     ahead.spread(kAskedByDot, query.row_tiles() * token_tiles * groups());
     Dots done{};
-    for (std::int64_t tile = 0; tile < query.row_tiles(); ++tile) {
-      for (std::int64_t token = 0; token < token_tiles; token += kRopeTiles) dot_rope(query, tile, token);
-      for (std::int64_t group = 0; group < groups(); ++group) {
-        Rows::units(codes_, group) == 1 ? dot_group<1>(query, tile, group, token_tiles, done, ahead)
-                                        : dot_group<2>(query, tile, group, token_tiles, done, ahead);
+    // A few at a time: then their codes stay in the first-level cache.
+    for (std::int64_t first = 0; first < token_tiles; first += kTileBatch) {
+      const std::int64_t end = first + kTileBatch < token_tiles ? first + kTileBatch : token_tiles;
+      for (std::int64_t tile = 0; tile < query.row_tiles(); ++tile) {
+        dot_rope(query, tile, first);
+        for (std::int64_t group = 0; group < groups(); ++group) {
+          Rows::units(codes_, group) == 1 ? dot_group<1>(query, tile, group, {first, end}, done, ahead)
+                                          : dot_group<2>(query, tile, group, {first, end}, done, ahead);
+        }
       }
     }
     add_scores(done);
@@ -109,7 +113,7 @@ class TileByteChunk {
 
  private:
   static constexpr std::int64_t kTerms = Query::kTerms;
-  static constexpr std::int64_t kRopeTiles = 4;  // of tokens, at once
+  static constexpr std::int64_t kTileBatch = 4;  // of tokens, at once
   static constexpr std::int64_t kWeightWords = Query::kMostRowTiles * Rows::kSteps * kTerms * kTileWords;
   static constexpr std::int64_t kSumWords = kTerms * kTileWords;  // of upper bytes, then of lower ones
   static constexpr std::int64_t kFixed = 2 * kTokens * kRows + kRows + kWeightWords + Rows::kValueWords + 2 * kSumWords;
@@ -137,12 +141,12 @@ class TileByteChunk {
 
   // The RoPE part's share of the scores of 64 tokens.
   void dot_rope(const Query& query, std::int64_t row_tile, std::int64_t token_tile) {
-    each<kRopeTiles>([&]<int I>() { tiles_.zero<I>(); });
+    each<kTileBatch>([&]<int I>() { tiles_.zero<I>(); });
     const std::uint32_t* q = query.rope(row_tile, 0);
     for (std::int64_t step = 0; step < rope_steps_; ++step) {
       for (std::int64_t term = 0; term < query.rope_terms(); ++term, q += kTileWords) {
         tiles_.load<6>(q, kTileRowBytes);
-        each<kRopeTiles>([&]<int I>() {
+        each<kTileBatch>([&]<int I>() {
           const Rows::Keys& keys = rows_.rope(token_tile + I);
           tiles_.load<4 + I % 2>(keys.at(step), keys.stride);
           tiles_.dot<I, 4 + I % 2, 6>();
@@ -150,16 +154,16 @@ class TileByteChunk {
       }
     }
     float* to = scores_ + token_tile * kTileRows * kRows + row_tile * kTileRows;
-    each<kRopeTiles>([&]<int I>() { tiles_.store<I>(to + I * kTileRows * kRows, kRows * sizeof(float)); });
+    each<kTileBatch>([&]<int I>() { tiles_.store<I>(to + I * kTileRows * kRows, kRows * sizeof(float)); });
   }
 
   // `Units` of 64 columns: the query's tiles are loaded once for all tokens.
   template <int Units>
-  void dot_group(const Query& query, std::int64_t row_tile, std::int64_t group, std::int64_t token_tiles, Dots& done, Ahead& ahead) {
+  void dot_group(const Query& query, std::int64_t row_tile, std::int64_t group, Range token_tiles, Dots& done, Ahead& ahead) {
     const std::int64_t first = group * codes_.group / kByteDepth;
     const std::uint32_t* q = query.codes(row_tile, first);
     each<Units * kTerms>([&]<int I>() { tiles_.load<4 + I>(q + I * kTileWords, kTileRowBytes); });
-    for (std::int64_t tile = 0; tile < token_tiles; ++tile) {
+    for (std::int64_t tile = token_tiles.from; tile < token_tiles.to; ++tile) {
       const Rows::Keys& keys = rows_.codes(tile);
       tiles_.zero<0>();
       tiles_.zero<1>();
@@ -230,6 +234,7 @@ class TileByteChunk {
   void sum_strip(std::int64_t row_tile, const Sums& strip, Sums& done, Ahead& ahead) {
     each<Steps * kTerms>([&]<int I>() { tiles_.load<4 + I>(weights(row_tile, 0) + I * kTileWords, kTileRowBytes); });
     for (std::int64_t column = 0; column < kStrip / W; ++column) {
+      for (int row = 0; row < kTileRows; ++row) __builtin_prefetch(strip.out + row * kStrip + column * W, 1, 3);
       tiles_.zero<0>();
       tiles_.zero<1>();
       each<Steps>([&]<int I>() {

@@ -56,19 +56,19 @@ class TileByteChunk {
     rows_.take(rows, count);
     const std::int64_t token_tiles = (count + kTileRows - 1) / kTileRows;
     ahead.spread(kAskedByDot, query.row_tiles() * token_tiles * groups());
-    Dots done{};
+    Last<Dots> last;
     // A few at a time: then their codes stay in the first-level cache.
     for (std::int64_t first = 0; first < token_tiles; first += kTileBatch) {
       const std::int64_t end = first + kTileBatch < token_tiles ? first + kTileBatch : token_tiles;
       for (std::int64_t tile = 0; tile < query.row_tiles(); ++tile) {
         dot_rope(query, tile, first);
         for (std::int64_t group = 0; group < groups(); ++group) {
-          Rows::units(codes_, group) == 1 ? dot_group<1>(query, tile, group, {first, end}, done, ahead)
-                                          : dot_group<2>(query, tile, group, {first, end}, done, ahead);
+          Rows::units(codes_, group) == 1 ? dot_group<1>(query, tile, group, {first, end}, last, ahead)
+                                          : dot_group<2>(query, tile, group, {first, end}, last, ahead);
         }
       }
     }
-    add_scores(done);
+    last.end([&](const Dots& dots) { add_scores(dots); });
   }
 
   template <typename T>
@@ -80,7 +80,7 @@ class TileByteChunk {
     for (std::int64_t t = count; t < padded(); ++t) __builtin_memset(scores_ + t * kRows, 0, kRows * sizeof(float));
     for (std::int64_t tile = 0; tile < row_tiles; ++tile) turn_weights(tile);
     ahead.spread(100 - kAskedByDot, codes_.width / W * row_tiles);
-    Sums done{};
+    Last<Sums> last;
     for (std::int64_t d = 0; d < codes_.width; d += kStrip) {
       for (std::int64_t step = 0; step < rows_.steps(); ++step) {
         if (d % codes_.group == 0) {
@@ -90,10 +90,10 @@ class TileByteChunk {
       }
       for (std::int64_t tile = 0; tile < row_tiles; ++tile) {
         const Sums next{result.at(tile * kTileRows, d), units_ + d / codes_.group * kRows + tile * kTileRows, nullptr};
-        rows_.steps() == 1 ? sum_strip<1>(tile, next, done, ahead) : sum_strip<2>(tile, next, done, ahead);
+        rows_.steps() == 1 ? sum_strip<1>(tile, next, last, ahead) : sum_strip<2>(tile, next, last, ahead);
       }
     }
-    add_sums(done);
+    last.end([&](const Sums& sums) { add_sums(sums); });
   }
 
   // While sums grow, blocks of four columns lie in the order in which quads() leaves them: 4 * i + j of a strip as 4 * j + i.
@@ -116,10 +116,28 @@ class TileByteChunk {
   static constexpr std::int64_t kTileBatch = 4;  // of tokens, at once
   static constexpr std::int64_t kWeightWords = Query::kMostRowTiles * Rows::kSteps * kTerms * kTileWords;
   static constexpr std::int64_t kSumWords = kTerms * kTileWords;  // of upper bytes, then of lower ones
-  static constexpr std::int64_t kFixed = 2 * kTokens * kRows + kRows + kWeightWords + Rows::kValueWords + 2 * kSumWords;
+  static constexpr std::int64_t kLast = 2;
+  static constexpr std::int64_t kFixed = 2 * kTokens * kRows + kRows + kWeightWords + Rows::kValueWords + kLast * kSumWords;
 
   // Percent of the next chunk's lines asked for in each part.
   static constexpr std::int64_t kAskedByDot = 50;
+
+  // The last few tiles' sums, which have yet to be added: what was just stored would be waited for.
+  template <typename Part>
+  struct Last {
+    Part parts[kLast];
+    std::int64_t count = 0;
+
+    bool is_full() const { return count >= kLast; }
+    std::int64_t place() const { return count % kLast; }
+    const Part& oldest() const { return parts[place()]; }
+    void add(const Part& part) { parts[count++ % kLast] = part; }
+
+    template <typename Use>
+    void end(Use use) const {
+      for (std::int64_t i = is_full() ? count - kLast : 0; i < count; ++i) use(parts[i % kLast]);
+    }
+  };
 
   // Sums of one tile that lie in memory, and where they go: to scores of 16 tokens, or to 16 columns of results.
   struct Dots {
@@ -133,8 +151,6 @@ class TileByteChunk {
     const float* units;
     std::uint32_t* sums;
   };
-
-  std::uint32_t* other(const std::uint32_t* sums) const { return sums == sums_ ? sums_ + kSumWords : sums_; }
 
   std::int64_t groups() const { return Rows::groups(codes_); }
   std::int64_t padded() const { return rows_.steps() * kByteDepth; }
@@ -159,7 +175,7 @@ class TileByteChunk {
 
   // `Units` of 64 columns: the query's tiles are loaded once for all tokens.
   template <int Units>
-  void dot_group(const Query& query, std::int64_t row_tile, std::int64_t group, Range token_tiles, Dots& done, Ahead& ahead) {
+  void dot_group(const Query& query, std::int64_t row_tile, std::int64_t group, Range token_tiles, Last<Dots>& last, Ahead& ahead) {
     const std::int64_t first = group * codes_.group / kByteDepth;
     const std::uint32_t* q = query.codes(row_tile, first);
     each<Units * kTerms>([&]<int I>() { tiles_.load<4 + I>(q + I * kTileWords, kTileRowBytes); });
@@ -172,12 +188,13 @@ class TileByteChunk {
         tiles_.dot_bytes<0, 2 + I, 4 + 2 * I>();
         tiles_.dot_bytes<1, 2 + I, 5 + 2 * I>();
       });
-      if (done.sums != nullptr) add_scores(done);
+      if (last.is_full()) add_scores(last.oldest());
       ahead.step();
       // To the first group's share the RoPE part's is added.
-      done = {scores_ + tile * kTileRows * kRows + row_tile * kTileRows, query.units(row_tile, group),
-              rows_.scales(group) + tile * kTileRows, group == 0 ? scale_ : 1.0f, other(done.sums)};
-      store_sums(done.sums);
+      std::uint32_t* sums = sums_ + last.place() * kSumWords;
+      last.add({scores_ + tile * kTileRows * kRows + row_tile * kTileRows, query.units(row_tile, group),
+                rows_.scales(group) + tile * kTileRows, group == 0 ? scale_ : 1.0f, sums});
+      store_sums(sums);
     }
   }
 
@@ -231,7 +248,7 @@ class TileByteChunk {
 
   // The columns of a strip, for 16 rows: the weights are loaded once.
   template <int Steps>
-  void sum_strip(std::int64_t row_tile, const Sums& strip, Sums& done, Ahead& ahead) {
+  void sum_strip(std::int64_t row_tile, const Sums& strip, Last<Sums>& last, Ahead& ahead) {
     each<Steps * kTerms>([&]<int I>() { tiles_.load<4 + I>(weights(row_tile, 0) + I * kTileWords, kTileRowBytes); });
     for (std::int64_t column = 0; column < kStrip / W; ++column) {
       for (int row = 0; row < kTileRows; ++row) __builtin_prefetch(strip.out + row * kStrip + column * W, 1, 3);
@@ -242,10 +259,11 @@ class TileByteChunk {
         tiles_.dot_unsigned<0, 4 + 2 * I, 2 + I>();
         tiles_.dot_unsigned<1, 5 + 2 * I, 2 + I>();
       });
-      if (done.sums != nullptr) add_sums(done);
+      if (last.is_full()) add_sums(last.oldest());
       ahead.step();
-      done = {strip.out + column * W, strip.units, other(done.sums)};
-      store_sums(done.sums);
+      std::uint32_t* sums = sums_ + last.place() * kSumWords;
+      last.add({strip.out + column * W, strip.units, sums});
+      store_sums(sums);
     }
   }
 

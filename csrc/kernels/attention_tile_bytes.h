@@ -63,9 +63,34 @@ inline void cut(Words16 first, Words16 second, Words16& low, Words16& high) {
   high = (first >> 8 & kEven) | (second & ~kEven);
 }
 
+// The numbers of packed codes, by their low 6 bits.
+template <CodeFormat Format>
+struct ByteTable {
+  alignas(64) std::int8_t numbers[64];
+
+  constexpr ByteTable() : numbers() {
+    for (int i = 0; i < 64; ++i) numbers[i] = static_cast<std::int8_t>(Format == CodeFormat::int6 ? 2 * i - 63 : i % 16 * 2 - 15);
+  }
+};
+
+template <CodeFormat Format>
+constexpr ByteTable<Format> kByteNumbers{};
+
 // 64 packed codes as the numbers they stand for, in order.
 template <CodeFormat Format>
 [[gnu::always_inline]] inline Bytes64 unpack_unit(CodeUnit unit) {
+#if defined(__AVX512VBMI__)
+  const __m512i shifts = _mm512_setr_epi64(0, 0, 0, 0, 0x400000004, 0x400000004, 0x400000004, 0x400000004);
+  const __m256i nibbles = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(unit.codes));
+  __m512i places = _mm512_srlv_epi32(_mm512_broadcast_i64x4(nibbles), shifts);
+  if constexpr (Format == CodeFormat::int6) {
+    const __m512i turns = _mm512_setr_epi32(4, 4, 4, 4, 2, 2, 2, 2, 0, 0, 0, 0, 30, 30, 30, 30);
+    const __m128i pairs = _mm_loadu_si128(reinterpret_cast<const __m128i*>(unit.high));
+    const __m512i high = _mm512_rolv_epi32(_mm512_broadcast_i32x4(pairs), turns);
+    places = _mm512_ternarylogic_epi32(_mm512_set1_epi8(15), places, high, 0xca);  // the low four bits, and what is above
+  }
+  return (Bytes64)_mm512_permutexvar_epi8(places, _mm512_load_si512(kByteNumbers<Format>.numbers));
+#else
   constexpr std::uint32_t kMiddle = Format == CodeFormat::int6 ? 0x3f3f3f3fu : 0x0f0f0f0fu;
   constexpr Words16 kShifts{0, 0, 0, 0, 0, 0, 0, 0, 4, 4, 4, 4, 4, 4, 4, 4};
   Lanes<std::uint32_t, 8>::type nibbles;
@@ -82,6 +107,7 @@ template <CodeFormat Format>
     codes |= four << kUp >> kDown & 0x30303030u;
   }
   return (Bytes64)(codes + codes) - (Bytes64)(Words16{} + kMiddle);
+#endif
 }
 
 inline Lanes<std::int32_t, 16>::type load_whole(const std::uint32_t* from) {

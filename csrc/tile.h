@@ -157,6 +157,15 @@ class Tiles {
 
 #endif
 
+// f<0>(), f<1>(), ... f<Count - 1>(): registers have to be named.
+template <int Count, int I = 0, typename F>
+[[gnu::always_inline]] inline void each(F&& f) {
+  if constexpr (I < Count) {
+    f.template operator()<I>();
+    each<Count, I + 1>(f);
+  }
+}
+
 // The next term of `rest`: its first 8 bits, as float32 whose lower half is zero; `rest` is left without them. Three terms are
 // all of a float32 number. An infinity is its own first term and leaves nothing.
 template <int W>

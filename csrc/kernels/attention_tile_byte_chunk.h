@@ -32,7 +32,7 @@ class TileByteChunk {
   }
 
   static std::int64_t floats(const AttentionParams& p) {
-    return kFixed + Rows::groups(p.codes) * kRows + Rows::floats(p);
+    return kFixed + groups_of(p.codes) * kRows + Rows::floats(p);
   }
 
   TileByteChunk(const AttentionParams& p, float* memory)
@@ -46,7 +46,7 @@ class TileByteChunk {
         sums_(values_ + Rows::kValueWords),
         units_(memory + kFixed),
         rope_steps_((p.key_width - p.codes.width) / kTileDepth),
-        rows_(p, units_ + Rows::groups(p.codes) * kRows) {}
+        rows_(p, units_ + groups_of(p.codes) * kRows) {}
 
   float* scores() const { return scores_; }
   float* shrink() const { return shrink_; }
@@ -152,7 +152,7 @@ class TileByteChunk {
     std::uint32_t* sums;
   };
 
-  std::int64_t groups() const { return Rows::groups(codes_); }
+  std::int64_t groups() const { return groups_of(codes_); }
   std::int64_t padded() const { return rows_.steps() * kByteDepth; }
 
   // The RoPE part's share of the scores of 64 tokens.
@@ -279,15 +279,6 @@ class TileByteChunk {
   void store_sums(std::uint32_t* to) {
     tiles_.store<0>(to, kTileRowBytes);
     tiles_.store<1>(to + kTileWords, kTileRowBytes);
-  }
-
-  // f<0>(), f<1>(), ... f<Count - 1>().
-  template <int Count, int I = 0, typename Each>
-  [[gnu::always_inline]] static void each(Each&& f) {
-    if constexpr (I < Count) {
-      f.template operator()<I>();
-      each<Count, I + 1>(f);
-    }
   }
 
   const RowCodes& codes_;

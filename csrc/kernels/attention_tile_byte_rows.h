@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/attention_tile_bytes.h"
+#include "kernels/attention_tile_scales.h"
 
 namespace latentkv::LATENTKV_ISA {
 
@@ -19,8 +20,6 @@ class TileByteRows {
     return codes.format != CodeFormat::fp8 && codes.width % kByteDepth == 0;
   }
 
-  static std::int64_t groups(const RowCodes& codes) { return (codes.width + codes.group - 1) / codes.group; }
-
   // Units of 64 codes in a group; the last may have fewer.
   static std::int64_t units(const RowCodes& codes, std::int64_t group) {
     const std::int64_t left = codes.width - group * codes.group;
@@ -28,7 +27,8 @@ class TileByteRows {
   }
 
   static std::int64_t floats(const AttentionParams& p) {
-    return (2 * groups(p.codes) + 1) * kTokens + round_up(groups(p.codes), W) + kTokens * (p.key_width - p.codes.width) / 2 +
+    return Scales::floats(p.codes) + (groups_of(p.codes) + 1) * kTokens + round_up(groups_of(p.codes), W) +
+           kTokens * (p.key_width - p.codes.width) / 2 +
            kTokens * p.codes.width / 4;
   }
 
@@ -37,11 +37,11 @@ class TileByteRows {
         row_bytes_(p.row_stride),
         rope_bytes_(2 * (p.key_width - p.codes.width)),
         reader_(p.codes),
-        scales_(memory),
-        shares_(scales_ + groups(p.codes) * kTokens),
-        largest_shares_(shares_ + groups(p.codes) * kTokens),
+        scales_(p.codes, memory),
+        shares_(memory + Scales::floats(p.codes)),
+        largest_shares_(shares_ + groups_of(p.codes) * kTokens),
         largest_(largest_shares_ + kTokens),
-        staged_rope_(reinterpret_cast<char*>(largest_ + round_up(groups(p.codes), W))),
+        staged_rope_(reinterpret_cast<char*>(largest_ + round_up(groups_of(p.codes), W))),
         staged_codes_(staged_rope_ + kTokens * rope_bytes_) {}
 
   // 16 tokens: units of 64 codes, or steps of 32 numbers of the RoPE part.
@@ -55,7 +55,7 @@ class TileByteRows {
   const Keys& rope(std::int64_t token_tile) const { return rope_tiles_[token_tile]; }
 
   // Of all tokens, 0 beyond the context.
-  const float* scales(std::int64_t group) const { return scales_ + group * kTokens; }
+  const float* scales(std::int64_t group) const { return scales_.of(group); }
 
   // The same as shares of the chunk's largest of that group, which is largest(); and the largest share of each token's groups.
   const float* shares(std::int64_t group) const { return shares_ + group * kTokens; }
@@ -86,7 +86,7 @@ class TileByteRows {
       code_tiles_[tile] = adjacent && codes_.format == CodeFormat::int8 ? Keys{tokens[0], row_bytes_, kByteDepth}
                                                                         : stage(tokens, tile);
     }
-    codes_.short_scales ? take_scales<bf16>(rows, count) : take_scales<float>(rows, count);
+    scales_.take(rows, count);
     find_shares();
   }
 
@@ -140,28 +140,9 @@ class TileByteRows {
     return {to, kTileRowBytes, kTileBytes};
   }
 
-  // 16 tokens and 16 groups at a time.
-  template <typename Scale>
-  void take_scales(const char* const* rows, std::int64_t count) const {
-    for (std::int64_t first = 0; first < groups(codes_); first += W) {
-      const std::int64_t offset = codes_.scale_offset + first * sizeof(Scale), left = groups(codes_) - first;
-      const bool has_room = offset + W * static_cast<std::int64_t>(sizeof(Scale)) <= codes_.row_bytes;
-      for (std::int64_t t = 0; t < kTokens; t += W) {
-        S::F square[W];
-        for (std::int64_t i = 0; i < W; ++i) {
-          const auto* from = reinterpret_cast<const Scale*>(rows[t + i < count ? t + i : count - 1] + offset);
-          square[i] = has_room ? S::load(from) : S::load_part(from, left < W ? left : W);
-          if (t + i >= count) square[i] = S::zero();
-        }
-        transpose<W>(square);
-        for (std::int64_t i = 0; i < W && i < left; ++i) S::store(scales_ + (first + i) * kTokens + t, square[i]);
-      }
-    }
-  }
-
   void find_shares() const {
     for (std::int64_t t = 0; t < kTokens; t += W) S::store(largest_shares_ + t, S::zero());
-    for (std::int64_t group = 0; group < groups(codes_); ++group) {
+    for (std::int64_t group = 0; group < groups_of(codes_); ++group) {
       const float* from = scales(group);
       const auto unit = WordUnit<W>::of_all(1.0f, kTokens / W, [&](std::int64_t i) { return S::load(from + i * W); });
       largest_[group] = unit.unit()[0];
@@ -173,10 +154,13 @@ class TileByteRows {
     }
   }
 
+  using Scales = TileScales<kTokens>;
+
   const RowCodes& codes_;
   const std::int64_t row_bytes_, rope_bytes_;
   const WordReader<W> reader_;
-  float *scales_, *shares_, *largest_shares_, *largest_;
+  const Scales scales_;
+  float *shares_, *largest_shares_, *largest_;
   char *staged_rope_, *staged_codes_;
   Keys code_tiles_[kTokenTiles], rope_tiles_[kTokenTiles];
   std::int64_t steps_ = 0;

@@ -1,4 +1,5 @@
-// One chunk of context whose latents are codes that bf16 holds exactly, on matrix tiles of bf16: what TileChunk computes.
+// One chunk of context whose latents are codes that bf16 holds exactly, on matrix tiles of bf16: what TileChunk computes. For fp8, and
+// for int6 and int4 where nothing may be rounded.
 //
 //   scores: codes (16 tokens x 32 columns) x queries (32 columns x 16 rows), group by group, times the group's scales
 //   sums:   weights times scales (16 rows x 32 tokens) x codes (32 tokens x 16 columns, pairs of tokens side by side)

@@ -6,6 +6,7 @@
 //   A: 16 rows of 32 bf16;  C: 16 rows of 16 float32
 //   B: 16 rows of 16 pairs: (B[2r][j], B[2r + 1][j]) stands at row r, word j
 // dot_bytes: the same of 64 int8 in a row of A and four in a word of B; C is int32
+// dot_unsigned: dot_bytes with uint8 in A
 //
 // AMX takes subnormal bf16 for zero and returns zero for subnormal results (below 1.2e-38), whatever the thread's
 // rounding mode; NaN and infinity are kept.
@@ -73,6 +74,11 @@ class Tiles {
   [[gnu::always_inline]] void dot_bytes() {
     __asm__ volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
   }
+
+  template <int C, int A, int B>
+  [[gnu::always_inline]] void dot_unsigned() {
+    __asm__ volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
+  }
 };
 
 #else
@@ -119,6 +125,17 @@ class Tiles {
 
   template <int C, int A, int B>
   void dot_bytes() {
+    dot_whole<C, A, B, std::int8_t>();
+  }
+
+  template <int C, int A, int B>
+  void dot_unsigned() {
+    dot_whole<C, A, B, std::uint8_t>();
+  }
+
+ private:
+  template <int C, int A, int B, typename Byte>
+  void dot_whole() {
     using I = Lanes<std::int32_t, 16>::type;
     for (int i = 0; i < kTileRows; ++i) {
       I sum;
@@ -127,7 +144,7 @@ class Tiles {
         I words;
         __builtin_memcpy(&words, tiles_[B][k], sizeof words);
         for (int byte = 0; byte < 4; ++byte) {
-          const auto one = static_cast<std::int8_t>(tiles_[A][i][k] >> 8 * byte);
+          const auto one = static_cast<Byte>(tiles_[A][i][k] >> 8 * byte);
           sum += ((I)((U)words << (24 - 8 * byte)) >> 24) * static_cast<std::int32_t>(one);
         }
       }
@@ -135,11 +152,19 @@ class Tiles {
     }
   }
 
- private:
   alignas(64) std::uint32_t tiles_[8][kTileRows][kTileRowBytes / 4];
 };
 
 #endif
+
+// f<0>(), f<1>(), ... f<Count - 1>(): registers have to be named.
+template <int Count, int I = 0, typename F>
+[[gnu::always_inline]] inline void each(F&& f) {
+  if constexpr (I < Count) {
+    f.template operator()<I>();
+    each<Count, I + 1>(f);
+  }
+}
 
 // The next term of `rest`: its first 8 bits, as float32 whose lower half is zero; `rest` is left without them. Three terms are
 // all of a float32 number. An infinity is its own first term and leaves nothing.

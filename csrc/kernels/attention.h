@@ -18,6 +18,7 @@ class AttentionWorker {
   using Query = typename Engine::Query;
   using Chunk = typename Engine::Chunk;
   static constexpr bool kParted = kPartedSums<Engine, T>;
+  static_assert(Chunk::kTokens <= kLongestChunk);
   static constexpr int kChains = 4;
 
  public:

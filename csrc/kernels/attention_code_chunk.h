@@ -39,7 +39,7 @@ class CodeChunk {
         scores_(strip_ + kCodeChunk * kStrip),
         shrink_(scores_ + kCodeChunk * kRows),
         words_(reinterpret_cast<std::uint32_t*>(shrink_ + kRows)),
-        weights_(words_ + kCodeChunk * kCodeUnit),
+        weights_(words_ + kWidened * kCodeUnit),
         units_(reinterpret_cast<float*>(weights_ + kChunkPairs * kRows)),
         rows_(p.codes, memory + kOwn + FewRows<W>::floats(p)),
         few_(p, rows_, memory + kOwn) {}
@@ -47,7 +47,7 @@ class CodeChunk {
   float* scores() const { return scores_; }
   float* shrink() const { return shrink_; }
 
-  // Of few rows scores and weights stand in lines, [row][kMostTokens]; of others, none.
+  // Of few rows scores and weights stand in lines, [row][kCodeChunk]; of others, none.
   float* lines() const { return is_few_ ? few_.lines() : nullptr; }
 
   template <typename T>
@@ -78,21 +78,21 @@ class CodeChunk {
   void sum(const Partial& result, std::int64_t row_count, const char* const*, std::int64_t count, std::int64_t,
            std::int64_t width, Ahead& ahead) {
     if (is_few_) return few_.sum_lines(result, row_count, count, form_, shrink_, ahead);
+    shrink_rows<W>(result, row_count, shrink_);
     const std::int64_t blocks = (row_count + WordTile<W>::sum_rows - 1) / WordTile<W>::sum_rows;
     ahead.spread(100 - kAskedByDot, blocks * result.strips * (kStrip / (WordTile<W>::sum_vectors * W)));
-    for (std::int64_t d = 0; d < width; d += kStrip) {
-      form_ == CodeForm::word ? pair_values<CodeForm::word>(d, count) : pair_values<CodeForm::byte>(d, count);
-      if (d % codes_.group == 0) cut_weights(row_count, count, rows_.scales(d / span_of(codes_)));
-      sum_strip(result.at(0, d), row_count, (count + 1) / 2, ahead);
-    }
+    form_ == CodeForm::word ? sum_strips<CodeForm::word>(result, row_count, count, width, ahead)
+                            : sum_strips<CodeForm::byte>(result, row_count, count, width, ahead);
   }
 
  private:
+  static constexpr std::int64_t kWidened = kCodeChunk / 2;
+
   // Percent of the next chunk's lines.
   static constexpr std::int64_t kAskedByDot = 55;
 
   static constexpr std::int64_t kOwn =
-      kCodeChunk * kStrip + kCodeChunk * kRows + kRows + kCodeChunk * kCodeUnit + kChunkPairs * kRows + kRows;
+      kCodeChunk * kStrip + kCodeChunk * kRows + kRows + kWidened * kCodeUnit + kChunkPairs * kRows + kRows;
 
   void clear_scores(const CodeQuery<W>& query, std::int64_t begin, std::int64_t end) const {
     const Panel& last = *(query.end() - 1);
@@ -118,51 +118,62 @@ class CodeChunk {
   void take_codes(const char* const* rows, std::int64_t count) {
     rows_.with_format([&]<CodeFormat Format>() {
       constexpr CodeForm form = Format == CodeFormat::fp8 ? CodeForm::word : CodeForm::byte;
-      for (std::int64_t t = 0; t < count; ++t) rows_.template take_codes<Format, form>(rows[t], t);
+      typename CodeRows<W>::NanWatch watch;
+      for (std::int64_t t = 0; t < count; ++t) rows_.template take_codes<Format, form>(rows[t], t, watch);
+      for (std::int64_t t = 0; Format == CodeFormat::fp8 && watch.found() && t < count; ++t) rows_.mark_nan(rows[t], t);
     });
     rows_.end(count);
   }
 
   void dot_span(const CodeQuery<W>& query, std::int64_t span, std::int64_t count, Ahead& ahead) const {
     if (form_ == CodeForm::word) {
-      dot_codes<kCodeUnit>(query, span, rows_.words_of_all(span * kCodeUnit), count, ahead);
+      dot_codes<kCodeUnit>(query, span, rows_.words_of_all(span * kCodeUnit), {0, count}, ahead);
     } else {
       query.span() == kCodeUnit ? dot_bytes<kCodeUnit>(query, span, count, ahead)
                                 : dot_bytes<2 * kCodeUnit>(query, span, count, ahead);
     }
   }
 
+  // By so many tokens as leave room in a first-level cache for queries and scores.
   template <int Span>
   void dot_bytes(const CodeQuery<W>& query, std::int64_t span, std::int64_t count, Ahead& ahead) const {
+    for (std::int64_t first = 0; first < count; first += kWidened) {
+      const Range tokens{first, first + kWidened < count ? first + kWidened : count};
+      widen_bytes<Span>(span * Span, tokens);
+      dot_codes<Span>(query, span, words_, tokens, ahead);
+    }
+  }
+
+  template <int Span>
+  void widen_bytes(std::int64_t d, Range tokens) const {
     std::uint32_t* to = words_;
-    for (std::int64_t t = 0; t < count; ++t, to += Span / 2) {
-      const char* from = rows_.template at<CodeForm::byte>(t, span * Span);
+    for (std::int64_t t = tokens.from; t < tokens.to; ++t, to += Span / 2) {
+      const char* from = rows_.template at<CodeForm::byte>(t, d);
 #pragma GCC unroll 8
       for (int i = 0; i < Span; i += 2 * W) {
         const auto words = CodeRows<W>::template words<CodeForm::byte>(from, i);
         __builtin_memcpy(to + i / 2, &words, sizeof words);
       }
     }
-    dot_codes<Span>(query, span, words_, count, ahead);
   }
 
+  // `keys` are those of the first of these tokens and of the others.
   template <int Span>
-  void dot_codes(const CodeQuery<W>& query, std::int64_t span, const std::uint32_t* keys, std::int64_t count,
-                 Ahead& ahead) const {
+  void dot_codes(const CodeQuery<W>& query, std::int64_t span, const std::uint32_t* keys, Range tokens, Ahead& ahead) const {
     for (const Panel& panel : query) {
-      if (panel.vectors == 2) dot_panel<Span, WordTile<W>::pair_tokens, 2>(query, panel, span, keys, count, ahead);
-      if (panel.vectors == 1) dot_panel<Span, WordTile<W>::single_tokens, 1>(query, panel, span, keys, count, ahead);
+      if (panel.vectors == 2) dot_panel<Span, WordTile<W>::pair_tokens, 2>(query, panel, span, keys, tokens, ahead);
+      if (panel.vectors == 1) dot_panel<Span, WordTile<W>::single_tokens, 1>(query, panel, span, keys, tokens, ahead);
     }
   }
 
   template <int Span, int Tokens, int Vectors>
-  void dot_panel(const CodeQuery<W>& query, const Panel& panel, std::int64_t span, const std::uint32_t* keys,
-                 std::int64_t count, Ahead& ahead) const {
+  void dot_panel(const CodeQuery<W>& query, const Panel& panel, std::int64_t span, const std::uint32_t* keys, Range tokens,
+                 Ahead& ahead) const {
     constexpr std::int64_t kWords = Span / 2;
     const std::uint32_t* q = query.words(panel) + span * kWords * Vectors * W;
-    for (std::int64_t t = 0; t < count; t += Tokens) {
-      dot_words<W, kWords, Tokens, Vectors>(q, keys + t * kWords, kWords, query.units(span) + panel.first_row,
-                                            rows_.scales(span) + t, scores_ + t * kRows + panel.first_row, ahead);
+    for (std::int64_t t = tokens.from; t < tokens.to; t += Tokens, keys += Tokens * kWords) {
+      dot_words<W, kWords, Tokens, Vectors>(q, keys, kWords, query.units(span) + panel.first_row, rows_.scales(span) + t,
+                                            scores_ + t * kRows + panel.first_row, ahead);
     }
   }
 
@@ -212,53 +223,64 @@ class CodeChunk {
       const auto of = [&](std::int64_t t) { return S::load(weights + t * kRows) * S::broadcast(scales[t]); };
       const WordUnit<W> unit(most_word(codes_), count, of);
       S::store(units_ + row, unit.unit());
+      std::uint32_t* to = weights_ + row;
 #pragma GCC unroll 4
-      for (std::int64_t t = 0; t < end; t += 2) {
+      for (std::int64_t t = 0; t < end; t += 2, to += kRows) {
         const U both = unit.words(of(t), of(t + 1));
-        __builtin_memcpy(weights_ + t / 2 * kRows + row, &both, sizeof both);
+        __builtin_memcpy(to, &both, sizeof both);
       }
     }
   }
 
-  // The words of columns d ... + 63, of two tokens side by side.
+  template <CodeForm Form>
+  void sum_strips(const Partial& result, std::int64_t row_count, std::int64_t count, std::int64_t width, Ahead& ahead) const {
+    for (std::int64_t d = 0; d < width; d += kStrip) {
+      pair_values<Form>(d, count);
+      if (d % codes_.group == 0) cut_weights(row_count, count, rows_.scales(d / span_of(codes_)));
+      sum_strip<Form>(result.at(0, d), row_count, (count + 1) / 2, ahead);
+    }
+  }
+
+  // The words of columns d ... + 63, of two tokens side by side; bytes in the order of pair_words().
   template <CodeForm Form>
   void pair_values(std::int64_t d, std::int64_t count) const {
+    constexpr int columns = Form == CodeForm::byte ? 4 * W : 2 * W;
     std::uint32_t* to = words_;
     for (std::int64_t t = 0; t < count; t += 2, to += kStrip) {
-      const char *even = rows_.template at<Form>(t, d), *odd = rows_.template at<Form>(t + 1, d);
+      const char *first = rows_.template at<Form>(t, d), *second = rows_.template at<Form>(t + 1, d);
 #pragma GCC unroll 8
-      for (int i = 0; i < kStrip; i += 2 * W) {
-        auto low = CodeRows<W>::template words<Form>(even, i), high = CodeRows<W>::template words<Form>(odd, i);
-        interleave<W>(low, high);
-        __builtin_memcpy(to + i, &low, sizeof low);
-        __builtin_memcpy(to + i + W, &high, sizeof high);
+      for (int i = 0; i < kStrip; i += columns) {
+        const std::int64_t at = Form == CodeForm::byte ? i : 2 * i;
+        pair_words<Form, W>(first + at, second + at, to + i);
       }
     }
   }
 
+  template <CodeForm Form>
   void sum_strip(float* out, std::int64_t row_count, std::int64_t pairs, Ahead& ahead) const {
     std::int64_t row = 0;
     for (; row + WordTile<W>::sum_rows <= row_count; row += WordTile<W>::sum_rows) {
-      sum_rows<WordTile<W>::sum_rows>(row, out, pairs, ahead);
+      sum_rows<Form, WordTile<W>::sum_rows>(row, out, pairs, ahead);
     }
     switch (row_count - row) {
-      case 5: return sum_rows<5>(row, out, pairs, ahead);
-      case 4: return sum_rows<4>(row, out, pairs, ahead);
-      case 3: return sum_rows<3>(row, out, pairs, ahead);
-      case 2: return sum_rows<2>(row, out, pairs, ahead);
-      case 1: return sum_rows<1>(row, out, pairs, ahead);
+      case 5: return sum_rows<Form, 5>(row, out, pairs, ahead);
+      case 4: return sum_rows<Form, 4>(row, out, pairs, ahead);
+      case 3: return sum_rows<Form, 3>(row, out, pairs, ahead);
+      case 2: return sum_rows<Form, 2>(row, out, pairs, ahead);
+      case 1: return sum_rows<Form, 1>(row, out, pairs, ahead);
       default: return;
     }
   }
 
-  template <int Rows>
+  template <CodeForm Form, int Rows>
   void sum_rows(std::int64_t row, float* out, std::int64_t pairs, Ahead& ahead) const {
     constexpr int most = kStrip / W;
     constexpr int wanted = Rows == 1 ? 8 : Rows == 2 ? 4 : WordTile<W>::sum_vectors;
     constexpr int vectors = wanted < most ? wanted : most;
     out += row * kStrip;
-    for (std::int64_t d = 0; d < kStrip; d += vectors * W) {
-      sum_words<W, Rows, vectors>(weights_ + row, words_ + d, pairs, units_ + row, shrink_ + row, out + d, ahead);
+    for (std::int64_t v = 0; v < most; v += vectors) {
+      float* to = out + column_of<Form, W>(v);
+      sum_words<Form, W, Rows, vectors>(weights_ + row, words_ + v * W, pairs, units_ + row, to, ahead);
     }
   }
 

@@ -51,6 +51,8 @@ class CodeQuery : public PackedQuery<W> {
           for (std::int64_t row = 0; row < panel.rows; ++row) cut_row(panel, row, span);
         }
       }
+      if (panel.vectors > 0) continue;
+      for (std::int64_t row = 0; row < panel.rows; ++row) Base::part_row(panel.q + row * Base::stride(), width_);
     }
   }
 

@@ -6,15 +6,13 @@
 
 namespace latentkv::LATENTKV_ISA {
 
-// What becomes of a code: a byte where it is one or fits one, a word, or float16.
-enum class CodeForm { byte, word, half };
-
 template <int W>
 class CodeRows {
   using Reader = WordReader<W>;
 
  public:
   using Words = typename Reader::I16;
+  using NanWatch = typename Reader::NanWatch;
 
   static std::int64_t floats(const RowCodes& codes) {
     return kCodeChunk * spans(codes) + round_up(codes.width, kCodeUnit) / kCodeUnit * unit_bytes(codes) / 4;
@@ -44,19 +42,34 @@ class CodeRows {
     codes_.short_scales ? take_scales_of<bf16>(rows, count, unit) : take_scales_of<float>(rows, count, unit);
   }
 
-  // Whether all of them are numbers.
+  // fp8 has codes that are no number: when all of a chunk are taken, mark_nan() has to follow if `watch` found one.
   template <CodeFormat Format, CodeForm Form>
-  [[gnu::always_inline]] bool take_codes(const char* row, std::int64_t t) {
+  [[gnu::always_inline]] void take_codes(const char* row, std::int64_t t, NanWatch& watch) {
     if (Format == CodeFormat::int8 && reads_in_place_) {
       places_[t] = row;
-      return true;
+      return;
     }
     char* to = staged_ + (Form == CodeForm::byte ? padded_ * t : kCodeUnit * 2 * t);
     places_[t] = to;
-    for (std::int64_t d = 0; d < padded_; d += kCodeUnit, to += unit_step<Form>()) stage<Format, Form>(row, d, to);
-    if (Format != CodeFormat::fp8 || !Reader::has_nan(row, codes_.width)) return true;
-    mark_nan(row, t);
-    return false;
+    const std::int64_t step = unit_step<Form>();
+    reader_.template each_unit<Format>(row, [&](CodeUnit unit) [[gnu::always_inline]] {
+      if constexpr (Format == CodeFormat::fp8) watch.see(unit.codes);
+      stage<Format, Form>(unit, to);
+      to += step;
+    });
+  }
+
+  // The scales of groups with a code that is no number; whether there is one.
+  bool mark_nan(const char* row, std::int64_t t) {
+    bool any = false;
+    for (std::int64_t first = 0; first < codes_.width; first += codes_.group) {
+      const std::int64_t left = codes_.width - first, count = left < codes_.group ? left : codes_.group;
+      if (!Reader::has_nan(row + first, count)) continue;
+      any = true;
+      float* to = scales_ + first / span_ * kCodeChunk + t;
+      for (std::int64_t span = 0; span < spans_of_group_; ++span) to[span * kCodeChunk] = __builtin_nanf("");
+    }
+    return any;
   }
 
   // Beyond rows 0 ... count - 1 the last one is repeated.
@@ -109,41 +122,38 @@ class CodeRows {
   template <typename Scale>
   void take_scales_of(const char* const* rows, std::int64_t count, float unit) {
     using S = Simd<W>;
-    const std::int64_t step = spans_of_group_ * kCodeChunk;
     for (std::int64_t first = 0; first < groups_; first += W) {
-      const std::int64_t offset = codes_.scale_offset + first * sizeof(Scale), left = groups_ - first;
+      const std::int64_t offset = codes_.scale_offset + first * sizeof(Scale), left = groups_ - first < W ? groups_ - first : W;
       const bool has_room = offset + W * static_cast<std::int64_t>(sizeof(Scale)) <= codes_.row_bytes;
-      float* const to = scales_ + first * step;
       for (std::int64_t t = 0; t < kCodeChunk; t += W) {
         typename S::F square[W];
-        for (int i = 0; i < W; ++i) {
-          const auto* from = reinterpret_cast<const Scale*>(rows[t + i < count ? t + i : count - 1] + offset);
-          square[i] = has_room ? S::load(from) : S::load_part(from, left < W ? left : W);
-          if (t + i >= count) square[i] = S::zero();
+        const auto at = [&](int i) { return reinterpret_cast<const Scale*>(rows[t + i] + offset); };
+        if (has_room && t + W <= count) {
+#pragma GCC unroll 16
+          for (int i = 0; i < W; ++i) square[i] = S::load(at(i));
+        } else {
+          for (int i = 0; i < W; ++i) square[i] = t + i < count ? S::load_part(at(i), left) : S::zero();
         }
-        transpose<W>(square);
-        for (int i = 0; i < W && i < left; ++i) {
-          const auto scales = square[i] * S::broadcast(unit);
-          for (std::int64_t span = 0; span < step; span += kCodeChunk) S::store(to + i * step + span + t, scales);
-        }
+        put_scales(first, left, t, square, unit);
       }
     }
   }
 
-  void mark_nan(const char* row, std::int64_t t) {
-    for (std::int64_t first = 0; first < codes_.width; first += codes_.group) {
-      const std::int64_t left = codes_.width - first, count = left < codes_.group ? left : codes_.group;
-      if (!Reader::has_nan(row + first, count)) continue;
-      float* to = scales_ + first / span_ * kCodeChunk + t;
-      for (std::int64_t span = 0; span < spans_of_group_; ++span) to[span * kCodeChunk] = __builtin_nanf("");
+  // Of W tokens from t on, [token][group].
+  [[gnu::always_inline]] void put_scales(std::int64_t first, std::int64_t count, std::int64_t t,
+                                         typename Simd<W>::F (&square)[W], float unit) {
+    using S = Simd<W>;
+    transpose<W>(square);
+    float* to = scales_ + first * spans_of_group_ * kCodeChunk + t;
+    for (int i = 0; i < count; ++i) {
+      const auto scales = square[i] * S::broadcast(unit);
+      for (std::int64_t span = 0; span < spans_of_group_; ++span, to += kCodeChunk) S::store(to, scales);
     }
   }
 
-  // 64 codes from d on.
+  // 64 codes.
   template <CodeFormat Format, CodeForm Form>
-  [[gnu::always_inline]] void stage(const char* row, std::int64_t d, char* to) const {
-    char copied[kCodeUnit];
-    const CodeUnit unit = reader_.template find<Format>(row, d, copied);
+  [[gnu::always_inline]] static void stage(CodeUnit unit, char* to) {
     if constexpr (Form == CodeForm::half) {
       Reader::write_halves(unit.codes, to);
     } else if constexpr (Format == CodeFormat::fp8) {

@@ -1,7 +1,7 @@
 // The register tiles of attention over words: those of attention_tiles.h on pairs of int16, twice as much in an instruction.
 //
 //   keys:    [tokens][words of a span], two columns in each word
-//   values:  [pairs of tokens][kStrip], two tokens in each word; of 2 * W columns in the order in which interleave() gives them
+//   values:  [pairs of tokens][kStrip], two tokens in each word, in the order in which pair_words() gives them
 //   weights: [pairs of tokens][kRows]
 #pragma once
 
@@ -11,16 +11,16 @@ namespace latentkv::LATENTKV_ISA {
 
 constexpr std::int64_t kChunkPairs = kCodeChunk / 2;
 
-// Tiles as large as GCC 12 keeps in registers: one that fills them has its sums in memory between two steps.
+// Twelve sums, two vectors of the others' words, one word of theirs and a product: all registers of AVX2.
 template <int W>
 struct WordTile {
-  static constexpr int pair_tokens = W == 16 ? 8 : 4;      // rows in two vectors
-  static constexpr int single_tokens = W == 16 ? 16 : 8;   // rows in one vector
-  static constexpr int sum_rows = W == 16 ? 6 : 4;
+  static constexpr int pair_tokens = W == 16 ? 8 : 6;      // rows in two vectors
+  static constexpr int single_tokens = W == 16 ? 16 : 12;  // rows in one vector
+  static constexpr int sum_rows = 6;
   static constexpr int sum_vectors = W == 16 ? 4 : 2;
 };
 
-// Words of two rows side by side, W columns each: within 128 bits the first four columns and the last four.
+// Words of two rows side by side: within 128 bits the first four and the last four.
 template <int W, int... I>
 [[gnu::always_inline]] inline void interleave(typename WordReader<W>::I16& a, typename WordReader<W>::I16& b, Numbers<I...>) {
   const auto low = __builtin_shufflevector(a, b, (I / 8 * 8 + I % 8 / 2 + I % 2 * 2 * W)...);
@@ -33,7 +33,34 @@ template <int W>
   interleave<W>(a, b, typename Counting<2 * W>::type{});
 }
 
-// Lanes in that order back in their own.
+// Bytes of two rows, 4 * W columns of each, or words, 2 * W columns, as words side by side. Of bytes two neighbours are taken
+// as one word, and parted afterwards: those at even columns, then those at odd ones. Shifts do that, where widening would
+// need the port that shuffles need.
+template <CodeForm Form, int W>
+[[gnu::always_inline]] inline void pair_words(const char* first, const char* second, std::uint32_t* to) {
+  typename WordReader<W>::I16 low, high;
+  __builtin_memcpy(&low, first, sizeof low);
+  __builtin_memcpy(&high, second, sizeof high);
+  interleave<W>(low, high);
+  const auto store = [&](int v, typename WordReader<W>::I16 words) { __builtin_memcpy(to + v * W, &words, sizeof words); };
+  if constexpr (Form == CodeForm::byte) {
+    store(0, low << 8 >> 8);
+    store(1, low >> 8);
+    store(2, high << 8 >> 8);
+    store(3, high >> 8);
+  } else {
+    store(0, low);
+    store(1, high);
+  }
+}
+
+// The first column of a strip whose sums stand in vector v or, once in order, v and v + 1.
+template <CodeForm Form, int W>
+constexpr std::int64_t column_of(std::int64_t v) {
+  return Form == CodeForm::byte ? v / 4 * 4 * W + v % 4 / 2 * 8 : v * W;
+}
+
+// Lanes of words that were interleaved back in their own order.
 template <int W, int... I>
 [[gnu::always_inline]] inline void in_order(typename Simd<W>::F& low, typename Simd<W>::F& high, Numbers<I...>) {
   if constexpr (W == 4) return;
@@ -64,16 +91,36 @@ template <int W>
   Dot<W>::add_pairs_to(sum, a, b);
 }
 
-// out = out * shrink + unit * sums of interleaved columns, 2 * W of them.
+// Vectors of sums that are brought in order together.
+template <CodeForm Form, int W>
+constexpr int kJoined = Form == CodeForm::byte && W == 16 ? 4 : 2;
+
+// to += unit * vector
 template <int W>
-[[gnu::always_inline]] inline void add_sums(typename Dot<W>::I first, typename Dot<W>::I last, float unit, float shrink,
-                                            float* out) {
-  using S = Simd<W>;
-  auto low = number_of<W>(first), high = number_of<W>(last);
-  in_order<W>(low, high, typename Counting<W>::type{});
-  const auto units = S::broadcast(unit), factor = S::broadcast(shrink);
-  S::store(out, S::fma(low, units, S::load(out) * factor));
-  S::store(out + W, S::fma(high, units, S::load(out + W) * factor));
+[[gnu::always_inline]] inline void add_to(float* to, typename Simd<W>::F vector, typename Simd<W>::F unit) {
+  Simd<W>::store(to, Simd<W>::fma(vector, unit, Simd<W>::load(to)));
+}
+
+// out += unit * sums, kJoined vectors of them.
+template <CodeForm Form, int W>
+[[gnu::always_inline]] inline void add_sums(const typename Dot<W>::I* sums, float unit, float* out) {
+  const auto units = Simd<W>::broadcast(unit);
+  auto low = number_of<W>(sums[0]), high = number_of<W>(sums[1]);
+  if constexpr (Form != CodeForm::byte) {
+    in_order<W>(low, high, typename Counting<W>::type{});
+  } else {
+    join<W>(low, high);
+  }
+  if constexpr (Form == CodeForm::byte && W == 16) {
+    auto next = number_of<W>(sums[2]), last = number_of<W>(sums[3]);
+    join<W>(next, last);
+    exchange<W, W / 2>(low, next, typename Counting<W>::type{});
+    exchange<W, W / 2>(high, last, typename Counting<W>::type{});
+    add_to<W>(out + W, next, units);
+    add_to<W>(out + 3 * W, last, units);
+  }
+  add_to<W>(out, low, units);
+  add_to<W>(out + (Form == CodeForm::byte && W > 4 ? 2 * W : W), high, units);
 }
 
 // scores[token][row] += unit[row] * scales[token] * (keys[token] · q[row]) for `Tokens` tokens, `Stride` words apart, and
@@ -111,11 +158,11 @@ void dot_words(const std::uint32_t* q, const std::uint32_t* keys, std::int64_t w
   }
 }
 
-// out[row] = out[row] * shrink[row] + units[row] * sum over pairs of weights(row, pair) · values[pair], for `Rows` rows and
-// Vectors * W columns; rows of out are kStrip apart. Whole steps of pairs are summed.
-template <int W, int Rows, int Vectors>
-void sum_words(const std::uint32_t* weights, const std::uint32_t* values, std::int64_t pairs, const float* units,
-               const float* shrink, float* out, Ahead& ahead) {
+// out[row] += units[row] * sum over pairs of weights(row, pair) · values[pair], for `Rows` rows and Vectors * W columns; rows
+// of out are kStrip apart. Whole steps of pairs are summed.
+template <CodeForm Form, int W, int Rows, int Vectors>
+void sum_words(const std::uint32_t* weights, const std::uint32_t* values, std::int64_t pairs, const float* units, float* out,
+               Ahead& ahead) {
   using D = Dot<W>;
   static_assert(Vectors % 2 == 0);
   typename D::I sum[Rows][Vectors] = {};
@@ -137,7 +184,9 @@ void sum_words(const std::uint32_t* weights, const std::uint32_t* values, std::i
 #pragma GCC unroll 32
   for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 32
-    for (int v = 0; v < Vectors; v += 2) add_sums<W>(sum[r][v], sum[r][v + 1], units[r], shrink[r], out + r * kStrip + v * W);
+    for (int v = 0; v < Vectors; v += kJoined<Form, W>) {
+      add_sums<Form, W>(sum[r] + v, units[r], out + r * kStrip + column_of<Form, W>(v));
+    }
   }
 }
 

@@ -14,7 +14,13 @@
 namespace latentkv::LATENTKV_ISA {
 
 constexpr std::int64_t kStripWords = kStrip / 2;  // in 32 bits two words
-constexpr std::int64_t kCodeChunk = kMostTokens;  // context tokens at once: a multiple of every tile of words
+constexpr std::int64_t kCodeChunk = 96;  // context tokens at once: a multiple of every tile of words
+
+// What becomes of a code: a byte where it is one or fits one, a word, or float16.
+enum class CodeForm { byte, word, half };
+
+template <CodeFormat Format>
+constexpr bool kPacked = Format == CodeFormat::int6 || Format == CodeFormat::int4;
 
 template <int W>
 class WordReader {
@@ -44,12 +50,26 @@ class WordReader {
   // Codes from `first` on, a multiple of 64. What is not whole is copied: after its codes the row may end.
   template <CodeFormat Format>
   [[gnu::always_inline]] CodeUnit find(const char* row, std::int64_t first, char (&copied)[kCodeUnit]) const {
-    constexpr bool is_packed = Format == CodeFormat::int6 || Format == CodeFormat::int4;
-    if constexpr (is_packed) return {row + (first >> 1), row + high_ + (first >> 2)};
+    if constexpr (kPacked<Format>) return {row + (first >> 1), row + high_ + (first >> 2)};
     if (is_whole_ || first + kCodeUnit <= codes_.width) return {row + first, nullptr};
     __builtin_memset(copied, 0, kCodeUnit);
     __builtin_memcpy(copied, row + first, codes_.width - first);
     return {copied, nullptr};
+  }
+
+  // use(unit) for all of a row.
+  template <CodeFormat Format, typename Use>
+  [[gnu::always_inline]] void each_unit(const char* row, Use use) const {
+    const std::int64_t whole = kPacked<Format> || is_whole_ ? 2 * high_ : codes_.width / kCodeUnit * kCodeUnit;
+    CodeUnit unit{row, row + high_};
+    for (std::int64_t left = whole; left > 0; left -= kCodeUnit) {
+      use(unit);
+      unit.codes += kPacked<Format> ? kCodeUnit / 2 : kCodeUnit;
+      unit.high += kCodeUnit / 4;
+    }
+    if (kPacked<Format> || is_whole_) return;
+    char copied[kCodeUnit];
+    use(find<Format>(row, whole, copied));
   }
 
   // As it stands in the row.
@@ -89,28 +109,41 @@ class WordReader {
     return __builtin_convertvector(narrow, I16);
   }
 
-  // Of `count` codes of fp8: the largest of one sign and of the other.
-  static bool has_nan(const char* codes, std::int64_t count) {
-    using B = typename Lanes<std::uint8_t, 4 * W>::type;
+  // Looks for codes of fp8 that are no number: the largest of either sign.
+  class NanWatch {
     using Bytes = typename Lanes<std::int8_t, 4 * W>::type;
-    B largest{};
-    Bytes most{};
-    std::int64_t i = 0;
-    for (; i + kCodeUnit <= count; i += kCodeUnit) {
+    using Codes = typename Lanes<std::uint8_t, 4 * W>::type;
+
+   public:
+    // 64 codes.
+    [[gnu::always_inline]] void see(const char* codes) {
 #pragma GCC unroll 8
-      for (int j = 0; j < kCodeUnit; j += 4 * W) {
-        B some;
-        __builtin_memcpy(&some, codes + i + j, sizeof some);
-        largest = some > largest ? some : largest;
-        most = (Bytes)some > most ? (Bytes)some : most;
+      for (int i = 0; i < kCodeUnit; i += 4 * W) {
+        Codes some;
+        __builtin_memcpy(&some, codes + i, sizeof some);
+        least_ = some > least_ ? some : least_;
+        most_ = (Bytes)some > most_ ? (Bytes)some : most_;
       }
     }
-    const B found = (B)(largest == 0xff) | (B)(most == 0x7f);
-    std::uint64_t words[sizeof found / 8], any = 0;
-    __builtin_memcpy(words, &found, sizeof found);
-    for (const std::uint64_t word : words) any |= word;
-    for (; i < count; ++i) any |= (codes[i] & 0x7f) == 0x7f;
-    return any != 0;
+
+    bool found() const {
+      const Codes nan = (Codes)(least_ == 0xff) | (Codes)(most_ == 0x7f);
+      std::uint64_t words[sizeof nan / 8], any = 0;
+      __builtin_memcpy(words, &nan, sizeof nan);
+      for (const std::uint64_t word : words) any |= word;
+      return any != 0;
+    }
+
+   private:
+    Codes least_{};  // of the negative ones, without their order
+    Bytes most_{};
+  };
+
+  static bool has_nan(const char* codes, std::int64_t count) {
+    for (std::int64_t i = 0; i < count; ++i) {
+      if ((codes[i] & 0x7f) == 0x7f) return true;
+    }
+    return false;
   }
 
  private:
@@ -205,6 +238,9 @@ class WordUnit {
   }
 
   F unit() const { return unit_; }
+
+  // How many units.
+  F count(F number) const { return number * inverse_; }
 
   // Two words in each lane. Adding 1.5 * 2**23 leaves the rounded number in the low bits of the sum.
   [[gnu::always_inline]] U words(F low, F high) const {

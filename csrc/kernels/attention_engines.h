@@ -22,7 +22,7 @@ template <int W>
 struct CodeEngine {
   using Query = CodeQuery<W>;
   using Chunk = CodeChunk<W>;
-  static constexpr float kSlack = 0.0f;
+  static constexpr float kSlack = 8.0f;  // as below
 };
 
 struct TileEngine {

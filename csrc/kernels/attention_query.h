@@ -74,6 +74,17 @@ class PackedQuery {
     }
   }
 
+ protected:
+  // From column d on in the order in which rows of bf16 are read.
+  void part_row(float* row, std::int64_t d) const {
+    for (; d + 2 * W <= p_.key_width; d += 2 * W) {
+      auto a = S::load(row + d), b = S::load(row + d + W);
+      part<W>(a, b);
+      S::store(row + d, a);
+      S::store(row + d + W, b);
+    }
+  }
+
  private:
   // One range where vectors along the columns need it. All are whole pairs of vectors, up to the last column.
   void find_columns(const RowNames& names, Panel& panel) const {
@@ -100,21 +111,11 @@ class PackedQuery {
 
   void pack_row(const RowNames& names, std::int64_t row, float* to) const {
     gather_query<W>(p_, names, row, p_.scale_log2, to, stride_);
-    if (p_.row_dtype == DType::bf16) part_row(to);
+    if (p_.row_dtype == DType::bf16) part_row(to, 0);
   }
 
   void pack_narrow(const RowNames& names, const Panel& panel) const {
     for (std::int64_t row = 0; row < panel.rows; ++row) pack_row(names, panel.first_row + row, panel.q + row * stride_);
-  }
-
-  // In the order in which rows of bf16 are read.
-  void part_row(float* row) const {
-    for (std::int64_t d = 0; d + 2 * W <= p_.key_width; d += 2 * W) {
-      auto a = S::load(row + d), b = S::load(row + d + W);
-      part<W>(a, b);
-      S::store(row + d, a);
-      S::store(row + d + W, b);
-    }
   }
 
   void pack_wide(const RowNames& names, const Panel& panel) const {

@@ -1,14 +1,15 @@
-// One chunk of context whose latents are codes of int8, on matrix tiles of int8: what TileChunk computes.
+// One chunk of context whose latents are codes of whole numbers, on matrix tiles of int8: what TileChunk computes.
 //
-//   scores: codes (16 tokens x 64 columns, int8 straight from the cache) x queries (64 columns x 16 rows)
-//   sums:   weights (16 rows x 64 tokens) x codes (64 tokens x 16 columns, four tokens side by side)
+//   scores: codes (16 tokens x 64 columns) x queries (64 columns x 16 rows), group by group, times the group's scales
+//   sums:   weights times scales (16 rows x 64 tokens) x codes (64 tokens x 16 columns, four tokens side by side)
 //
-// Queries, and weights times scales, come as words of 16 bits cut into two bytes; products and sums are exact. The scales of
-// keys are applied to the sums of a group of columns. The RoPE part is bf16 as it is.
+// Queries, and weights times scales, come as words of 16 bits cut into two bytes; products and sums are exact. The RoPE part is
+// bf16 as it is. A tile's sums become float32 while the next products run: they would wait for each other.
 #pragma once
 
 #include "kernels/attention_partial.h"
 #include "kernels/attention_tile_byte_query.h"
+#include "kernels/attention_tile_byte_rows.h"
 
 namespace latentkv::LATENTKV_ISA {
 
@@ -17,55 +18,57 @@ class TileByteChunk {
   using S = Simd<W>;
   using F = S::F;
   using Query = TileByteQuery;
+  using Rows = TileByteRows;
 
  public:
-  static constexpr std::int64_t kTokens = kMostTokens;
+  static constexpr std::int64_t kTokens = Rows::kTokens;
 
-  // Sums of a group's products must fit 32 bits.
-  static constexpr std::int64_t kMostGroup = 256;
+  // Whose query fits the registers.
+  static constexpr std::int64_t kMostGroup = 2 * kByteDepth;
 
   static bool suits(const AttentionParams& p) {
-    return p.integer && p.row_dtype == DType::u8 && p.codes.format == CodeFormat::int8 && p.codes.group <= kMostGroup &&
-           p.codes.width % kByteDepth == 0 && p.value_width == p.codes.width &&
-           (p.key_width - p.codes.width) % kTileDepth == 0;
+    return p.integer && p.row_dtype == DType::u8 && Rows::suits(p.codes) && p.codes.group <= kMostGroup &&
+           p.value_width == p.codes.width && (p.key_width - p.codes.width) % kTileDepth == 0;
   }
 
   static std::int64_t floats(const AttentionParams& p) {
-    return kTokens * kRows + kRows + kWeightWords + kValueWords + kSumWords + kRows + Query::groups(p) * kTokens +
-           kTokens * (p.key_width - p.codes.width) / 2 + kTokens * p.codes.width / 4;
+    return kFixed + groups_of(p.codes) * kRows + Rows::floats(p);
   }
 
   TileByteChunk(const AttentionParams& p, float* memory)
       : codes_(p.codes),
         scale_(p.scale_log2),
-        rope_width_(p.key_width - p.codes.width),
-        row_bytes_(p.row_stride),
-        reader_(p.codes),
         scores_(memory),
         shrink_(scores_ + kTokens * kRows),
-        weights_(reinterpret_cast<std::uint32_t*>(shrink_ + kRows)),
+        turned_(shrink_ + kRows),
+        weights_(reinterpret_cast<std::uint32_t*>(turned_ + kTokens * kRows)),
         values_(weights_ + kWeightWords),
-        sums_(values_ + kValueWords),
-        units_(reinterpret_cast<float*>(sums_ + kSumWords)),
-        scales_(units_ + kRows),
-        staged_rope_(reinterpret_cast<char*>(scales_ + Query::groups(p) * kTokens)),
-        staged_codes_(staged_rope_ + kTokens * rope_width_ * 2) {}
+        sums_(values_ + Rows::kValueWords),
+        units_(memory + kFixed),
+        rope_steps_((p.key_width - p.codes.width) / kTileDepth),
+        rows_(p, units_ + groups_of(p.codes) * kRows) {}
 
   float* scores() const { return scores_; }
   float* shrink() const { return shrink_; }
 
   template <typename T>
   void dot(const Query& query, const char* const* rows, std::int64_t count, std::int64_t, std::int64_t, Ahead& ahead) {
-    find_keys(rows, count);
-    find_scales(rows, count);
-    const std::int64_t pairs = (count + 2 * kTileRows - 1) / (2 * kTileRows);
-    ahead.spread(kAskedByDot, query.row_tiles() * pairs * groups());
-    for (std::int64_t tile = 0; tile < query.row_tiles(); ++tile) {
-      for (std::int64_t pair = 0; pair < pairs; ++pair) {
-        dot_rope(query, tile, 2 * pair);
-        for (std::int64_t group = 0; group < groups(); ++group, ahead.step()) dot_group(query, tile, 2 * pair, group);
+    rows_.take(rows, count);
+    const std::int64_t token_tiles = (count + kTileRows - 1) / kTileRows;
+    ahead.spread(kAskedByDot, query.row_tiles() * token_tiles * groups());
+    Last<Dots> last;
+    // A few at a time: then their codes stay in the first-level cache.
+    for (std::int64_t first = 0; first < token_tiles; first += kTileBatch) {
+      const std::int64_t end = first + kTileBatch < token_tiles ? first + kTileBatch : token_tiles;
+      for (std::int64_t tile = 0; tile < query.row_tiles(); ++tile) {
+        dot_rope(query, tile, first);
+        for (std::int64_t group = 0; group < groups(); ++group) {
+          Rows::units(codes_, group) == 1 ? dot_group<1>(query, tile, group, {first, end}, last, ahead)
+                                          : dot_group<2>(query, tile, group, {first, end}, last, ahead);
+        }
       }
     }
+    last.end([&](const Dots& dots) { add_scores(dots); });
   }
 
   template <typename T>
@@ -73,20 +76,24 @@ class TileByteChunk {
            std::int64_t, Ahead& ahead) {
     shrink_rows<W>(result, row_count, shrink_);
     const std::int64_t row_tiles = (row_count + kTileRows - 1) / kTileRows;
-    const std::int64_t steps = (count + kByteDepth - 1) / kByteDepth;
     // No weights beyond the context, whatever lay there.
-    for (std::int64_t t = count; t < steps * kByteDepth; ++t) __builtin_memset(scores_ + t * kRows, 0, kRows * sizeof(float));
-    ahead.spread(100 - kAskedByDot, codes_.width / kStrip * row_tiles);
+    for (std::int64_t t = count; t < padded(); ++t) __builtin_memset(scores_ + t * kRows, 0, kRows * sizeof(float));
+    for (std::int64_t tile = 0; tile < row_tiles; ++tile) turn_weights(tile);
+    ahead.spread(100 - kAskedByDot, codes_.width / W * row_tiles);
+    Last<Sums> last;
     for (std::int64_t d = 0; d < codes_.width; d += kStrip) {
-      if (d % codes_.group == 0) {
-        for (std::int64_t tile = 0; tile < row_tiles; ++tile) cut_weights(tile, d / codes_.group, steps);
+      for (std::int64_t step = 0; step < rows_.steps(); ++step) {
+        if (d % codes_.group == 0) {
+          for (std::int64_t tile = 0; tile < row_tiles; ++tile) cut_weights(tile, step, d / codes_.group);
+        }
+        rows_.quad(d, step, values_ + step * Rows::kStepWords);
       }
-      quad_values(d, steps);
-      for (std::int64_t tile = 0; tile < row_tiles; ++tile, ahead.step()) {
-        sum_columns<0>(result.at(tile * kTileRows, d), tile, steps);
-        sum_columns<2>(result.at(tile * kTileRows, d), tile, steps);
+      for (std::int64_t tile = 0; tile < row_tiles; ++tile) {
+        const Sums next{result.at(tile * kTileRows, d), units_ + d / codes_.group * kRows + tile * kTileRows, nullptr};
+        rows_.steps() == 1 ? sum_strip<1>(tile, next, last, ahead) : sum_strip<2>(tile, next, last, ahead);
       }
     }
+    last.end([&](const Sums& sums) { add_sums(sums); });
   }
 
   // While sums grow, blocks of four columns lie in the order in which quads() leaves them: 4 * i + j of a strip as 4 * j + i.
@@ -105,193 +112,182 @@ class TileByteChunk {
   }
 
  private:
-  static constexpr std::int64_t kMostSteps = kTokens / kByteDepth;
   static constexpr std::int64_t kTerms = Query::kTerms;
-  static constexpr std::int64_t kWeightWords = Query::kMostRowTiles * kMostSteps * kTerms * kTileWords;
-  static constexpr std::int64_t kValueWords = kMostSteps * (kStrip / W) * kTileWords;
-  static constexpr std::int64_t kSumWords = 4 * kTileWords;
-  static constexpr std::int64_t kTokenTiles = kTokens / kTileRows;
+  static constexpr std::int64_t kTileBatch = 4;  // of tokens, at once
+  static constexpr std::int64_t kWeightWords = Query::kMostRowTiles * Rows::kSteps * kTerms * kTileWords;
+  static constexpr std::int64_t kSumWords = kTerms * kTileWords;  // of upper bytes, then of lower ones
+  static constexpr std::int64_t kLast = 2;
+  static constexpr std::int64_t kFixed = 2 * kTokens * kRows + kRows + kWeightWords + Rows::kValueWords + kLast * kSumWords;
 
   // Percent of the next chunk's lines asked for in each part.
   static constexpr std::int64_t kAskedByDot = 50;
 
-  struct Keys {
-    const char *codes, *rope;
-    std::int64_t codes_stride, rope_stride;
+  // The last few tiles' sums, which have yet to be added: what was just stored would be waited for.
+  template <typename Part>
+  struct Last {
+    Part parts[kLast];
+    std::int64_t count = 0;
+
+    bool is_full() const { return count >= kLast; }
+    std::int64_t place() const { return count % kLast; }
+    const Part& oldest() const { return parts[place()]; }
+    void add(const Part& part) { parts[count++ % kLast] = part; }
+
+    template <typename Use>
+    void end(Use use) const {
+      for (std::int64_t i = is_full() ? count - kLast : 0; i < count; ++i) use(parts[i % kLast]);
+    }
   };
 
-  std::int64_t groups() const { return (codes_.width + codes_.group - 1) / codes_.group; }
+  // Sums of one tile that lie in memory, and where they go: to scores of 16 tokens, or to 16 columns of results.
+  struct Dots {
+    float* scores;
+    const float *units, *scales;
+    float before;  // what the scores so far are to be multiplied with
+    std::uint32_t* sums;
+  };
+  struct Sums {
+    float* out;
+    const float* units;
+    std::uint32_t* sums;
+  };
 
-  // 16 tokens at a time where they lie; copied where pages or the context end between them. Beyond the context
-  // the last token is repeated.
-  void find_keys(const char* const* rows, std::int64_t count) {
-    for (std::int64_t tile = 0; tile < kTokenTiles && tile * kTileRows < round_up(count, kByteDepth); ++tile) {
-      const char* tokens[kTileRows];
-      bool adjacent = true;
-      for (std::int64_t i = 0; i < kTileRows; ++i) {
-        const std::int64_t token = tile * kTileRows + i;
-        tokens[i] = rows[token < count ? token : count - 1];
-        adjacent &= i == 0 || tokens[i] - tokens[i - 1] == row_bytes_;
-      }
-      if (adjacent) {
-        keys_[tile] = {tokens[0], tokens[0] + codes_.rope_offset, row_bytes_, row_bytes_};
-        continue;
-      }
-      char* codes = staged_codes_ + tile * kTileRows * codes_.width;
-      char* rope = staged_rope_ + tile * kTileRows * rope_width_ * 2;
-      keys_[tile] = {codes, rope, codes_.width, rope_width_ * 2};
-      for (std::int64_t i = 0; i < kTileRows; ++i) {
-        __builtin_memcpy(rope + i * rope_width_ * 2, tokens[i] + codes_.rope_offset, rope_width_ * 2);
-        __builtin_memcpy(codes + i * codes_.width, tokens[i], codes_.width);
-      }
-    }
-  }
+  std::int64_t groups() const { return groups_of(codes_); }
+  std::int64_t padded() const { return rows_.steps() * kByteDepth; }
 
-  // [groups][kTokens], 0 beyond `count`.
-  void find_scales(const char* const* rows, std::int64_t count) const {
-    for (std::int64_t t = 0; t < kTokens; ++t) {
-      for (std::int64_t group = 0; group < groups(); ++group) {
-        scales_[group * kTokens + t] = t < count ? reader_.stored_scale(rows[t], group) : 0.0f;
-      }
-    }
-  }
-
-  // The RoPE part's share of the scores of 32 tokens.
+  // The RoPE part's share of the scores of 64 tokens.
   void dot_rope(const Query& query, std::int64_t row_tile, std::int64_t token_tile) {
-    tiles_.zero<0>();
-    tiles_.zero<1>();
-    const Keys &a = keys_[token_tile], &b = keys_[token_tile + 1];
-    for (std::int64_t step = 0; step < rope_width_ / kTileDepth; ++step) {
-      const std::uint32_t* q = query.rope(row_tile, step);
-      tiles_.load<4>(a.rope + step * kTileRowBytes, a.rope_stride);
-      tiles_.load<5>(b.rope + step * kTileRowBytes, b.rope_stride);
+    each<kTileBatch>([&]<int I>() { tiles_.zero<I>(); });
+    const std::uint32_t* q = query.rope(row_tile, 0);
+    for (std::int64_t step = 0; step < rope_steps_; ++step) {
       for (std::int64_t term = 0; term < query.rope_terms(); ++term, q += kTileWords) {
         tiles_.load<6>(q, kTileRowBytes);
-        tiles_.dot<0, 4, 6>();
-        tiles_.dot<1, 5, 6>();
+        each<kTileBatch>([&]<int I>() {
+          const Rows::Keys& keys = rows_.rope(token_tile + I);
+          tiles_.load<4 + I % 2>(keys.at(step), keys.stride);
+          tiles_.dot<I, 4 + I % 2, 6>();
+        });
       }
     }
     float* to = scores_ + token_tile * kTileRows * kRows + row_tile * kTileRows;
-    tiles_.store<0>(to, kRows * sizeof(float));
-    tiles_.store<1>(to + kTileRows * kRows, kRows * sizeof(float));
+    each<kTileBatch>([&]<int I>() { tiles_.store<I>(to + I * kTileRows * kRows, kRows * sizeof(float)); });
   }
 
-  void dot_group(const Query& query, std::int64_t row_tile, std::int64_t token_tile, std::int64_t group) {
-    const std::int64_t end = (group + 1) * codes_.group < codes_.width ? (group + 1) * codes_.group : codes_.width;
-    const Keys &a = keys_[token_tile], &b = keys_[token_tile + 1];
-    tiles_.zero<0>();
-    tiles_.zero<1>();
-    tiles_.zero<2>();
-    tiles_.zero<3>();
-    for (std::int64_t d = group * codes_.group; d < end; d += kByteDepth) {
-      const std::uint32_t* q = query.codes(row_tile, d / kByteDepth);
-      tiles_.load<6>(q, kTileRowBytes);
-      tiles_.load<4>(a.codes + d, a.codes_stride);
-      tiles_.dot_bytes<0, 4, 6>();
-      tiles_.load<5>(b.codes + d, b.codes_stride);
-      tiles_.dot_bytes<1, 5, 6>();
-      tiles_.load<7>(q + kTileWords, kTileRowBytes);
-      tiles_.dot_bytes<2, 4, 7>();
-      tiles_.dot_bytes<3, 5, 7>();
-    }
-    tiles_.store<0>(sums_, kTileRowBytes);
-    tiles_.store<1>(sums_ + kTileWords, kTileRowBytes);
-    tiles_.store<2>(sums_ + 2 * kTileWords, kTileRowBytes);
-    tiles_.store<3>(sums_ + 3 * kTileWords, kTileRowBytes);
-    const float* scales = scales_ + group * kTokens + token_tile * kTileRows;
-    float* scores = scores_ + token_tile * kTileRows * kRows + row_tile * kTileRows;
-    const F unit = S::load(query.units(row_tile, group)) * S::broadcast(scale_);
-    const F before = S::broadcast(group == 0 ? scale_ : 1.0f);
-    for (std::int64_t t = 0; t < 2 * kTileRows; ++t) {
-      const F sum = join_terms(sums_ + t * W, sums_ + 2 * kTileWords + t * W);
-      float* to = scores + t * kRows;
-      S::store(to, S::fma(sum, unit * S::broadcast(scales[t]), S::load(to) * before));
+  // `Units` of 64 columns: the query's tiles are loaded once for all tokens.
+  template <int Units>
+  void dot_group(const Query& query, std::int64_t row_tile, std::int64_t group, Range token_tiles, Last<Dots>& last, Ahead& ahead) {
+    const std::int64_t first = group * codes_.group / kByteDepth;
+    const std::uint32_t* q = query.codes(row_tile, first);
+    each<Units * kTerms>([&]<int I>() { tiles_.load<4 + I>(q + I * kTileWords, kTileRowBytes); });
+    for (std::int64_t tile = token_tiles.from; tile < token_tiles.to; ++tile) {
+      const Rows::Keys& keys = rows_.codes(tile);
+      tiles_.zero<0>();
+      tiles_.zero<1>();
+      each<Units>([&]<int I>() {
+        tiles_.load<2 + I>(keys.at(first + I), keys.stride);
+        tiles_.dot_bytes<0, 2 + I, 4 + 2 * I>();
+        tiles_.dot_bytes<1, 2 + I, 5 + 2 * I>();
+      });
+      if (last.is_full()) add_scores(last.oldest());
+      ahead.step();
+      // To the first group's share the RoPE part's is added.
+      std::uint32_t* sums = sums_ + last.place() * kSumWords;
+      last.add({scores_ + tile * kTileRows * kRows + row_tile * kTileRows, query.units(row_tile, group),
+                rows_.scales(group) + tile * kTileRows, group == 0 ? scale_ : 1.0f, sums});
+      store_sums(sums);
     }
   }
 
-  // Weights of 16 rows times the scales of a group: bytes of tokens side by side, as cut() orders them.
-  void cut_weights(std::int64_t row_tile, std::int64_t group, std::int64_t steps) const {
-    const float *weights = scores_ + row_tile * kTileRows, *scales = scales_ + group * kTokens;
-    const auto of = [&](std::int64_t t) { return S::load(weights + t * kRows) * S::broadcast(scales[t]); };
-    const WordUnit<W> unit(kMostCut, steps * kByteDepth, of);
-    S::store(units_ + row_tile * kTileRows, unit.unit());
-    for (std::int64_t step = 0; step < steps; ++step) {
-      F low[W], high[W];
-      for (int i = 0; i < W; ++i) {
-        const std::int64_t t = step * kByteDepth + 4 * i;
-        Words16 lower, upper;
-        cut(unit.words(of(t), of(t + 1)), unit.words(of(t + 2), of(t + 3)), lower, upper);
-        low[i] = (F)lower;
-        high[i] = (F)upper;
-      }
-      transpose<W>(high);
-      transpose<W>(low);
-      std::uint32_t* to = weights_ + (row_tile * kMostSteps + step) * kTerms * kTileWords;
-      for (int i = 0; i < W; ++i) {
-        __builtin_memcpy(to + i * W, &high[i], sizeof high[i]);
-        __builtin_memcpy(to + kTileWords + i * W, &low[i], sizeof low[i]);
-      }
+  [[gnu::always_inline]] void add_scores(const Dots& dots) const {
+    const F unit = S::load(dots.units) * S::broadcast(scale_), before = S::broadcast(dots.before);
+#pragma GCC unroll 16
+    for (int i = 0; i < kTileRows; ++i) {
+      float* to = dots.scores + i * kRows;
+      const F sum = join_terms(dots.sums + i * W, dots.sums + kTileWords + i * W);
+      S::store(to, S::fma(sum, unit * S::broadcast(dots.scales[i]), S::load(to) * before));
     }
   }
 
-  void quad_values(std::int64_t first, std::int64_t steps) const {
-    for (std::int64_t t = 0; t < steps * kByteDepth; t += 4) {
-      const Keys& keys = keys_[t / kTileRows];
-      const char* codes = keys.codes + t % kTileRows * keys.codes_stride + first;
-      const std::int64_t stride = keys.codes_stride;
-      Words16 four[4];
-      // In the order of cut().
-      quads({load_bytes(codes), load_bytes(codes + 2 * stride), load_bytes(codes + stride), load_bytes(codes + 3 * stride)},
-            four);
-      std::uint32_t* to = values_ + t / kByteDepth * (kStrip / W) * kTileWords + t % kByteDepth / 4 * W;
-      for (int i = 0; i < 4; ++i) __builtin_memcpy(to + i * kTileWords, &four[i], sizeof four[i]);
+  // turned_ [row][kTokens]: weights of 16 rows in units that make the largest of them times their scales a whole word.
+  void turn_weights(std::int64_t row_tile) const {
+    const float *weights = scores_ + row_tile * kTileRows, *shares = rows_.largest_shares();
+    const WordUnit<W> unit(kMostUnsigned, padded(),
+                           [&](std::int64_t t) { return S::load(weights + t * kRows) * S::broadcast(shares[t]); });
+    for (std::int64_t group = 0; group < groups(); ++group) {
+      S::store(units_ + group * kRows + row_tile * kTileRows, unit.unit() * S::broadcast(rows_.largest(group)));
+    }
+    for (std::int64_t first = 0; first < padded(); first += W) {
+      F rows[W];
+      for (int i = 0; i < W; ++i) rows[i] = unit.count(S::load(weights + (first + i) * kRows));
+      transpose<W>(rows);
+      for (int i = 0; i < W; ++i) S::store(turned_ + (row_tile * kTileRows + i) * kTokens + first, rows[i]);
     }
   }
 
-  // Tiles `Column` and Column + 1 of a strip, for 16 rows.
-  template <int Column>
-  void sum_columns(float* out, std::int64_t row_tile, std::int64_t steps) {
-    tiles_.zero<0>();
-    tiles_.zero<1>();
-    tiles_.zero<2>();
-    tiles_.zero<3>();
-    const std::uint32_t* weights = weights_ + row_tile * kMostSteps * kTerms * kTileWords;
-    const std::uint32_t* values = values_ + Column * kTileWords;
-    for (std::int64_t step = 0; step < steps; ++step) {
-      tiles_.load<4>(weights, kTileRowBytes);
-      tiles_.load<6>(values, kTileRowBytes);
-      tiles_.dot_bytes<0, 4, 6>();
-      tiles_.load<7>(values + kTileWords, kTileRowBytes);
-      tiles_.dot_bytes<1, 4, 7>();
-      tiles_.load<5>(weights + kTileWords, kTileRowBytes);
-      tiles_.dot_bytes<2, 5, 6>();
-      tiles_.dot_bytes<3, 5, 7>();
-      weights += kTerms * kTileWords;
-      values += kStrip / W * kTileWords;
+  // Weights of 16 rows times the scales of a group: bytes of tokens side by side, as TileByteRows::quad() has them.
+  void cut_weights(std::int64_t row_tile, std::int64_t step, std::int64_t group) const {
+    // Adding 2**23 leaves the rounded number in the low bits of the sum.
+    const F round = S::broadcast(8388608.0f);
+    const float* shares = rows_.shares(group) + step * kByteDepth;
+    const float* turned = turned_ + row_tile * kTileRows * kTokens + step * kByteDepth;
+    const F share[] = {S::load(shares), S::load(shares + W), S::load(shares + 2 * W), S::load(shares + 3 * W)};
+    std::uint32_t* to = weights(row_tile, step);
+#pragma GCC unroll 4
+    for (std::int64_t i = 0; i < kTileRows; ++i, turned += kTokens, to += W) {
+      const auto word = [&](int quarter) { return (Words16)S::fma(S::load(turned + quarter * W), share[quarter], round); };
+      Words16 low, high;
+      cut_unsigned((word(0) & 0xffffu) | word(1) << 16, (word(2) & 0xffffu) | word(3) << 16, low, high);
+      __builtin_memcpy(to, &high, sizeof high);
+      __builtin_memcpy(to + kTileWords, &low, sizeof low);
     }
-    tiles_.store<0>(sums_, kTileRowBytes);
-    tiles_.store<1>(sums_ + kTileWords, kTileRowBytes);
-    tiles_.store<2>(sums_ + 2 * kTileWords, kTileRowBytes);
-    tiles_.store<3>(sums_ + 3 * kTileWords, kTileRowBytes);
-    const float* units = units_ + row_tile * kTileRows;
-    for (int tile = 0; tile < 2; ++tile) {
-      for (std::int64_t row = 0; row < kTileRows; ++row) {
-        const std::uint32_t* sum = sums_ + tile * kTileWords + row * W;
-        float* to = out + row * kStrip + (Column + tile) * W;
-        S::store(to, S::fma(join_terms(sum, sum + 2 * kTileWords), S::broadcast(units[row]), S::load(to)));
-      }
+  }
+
+  std::uint32_t* weights(std::int64_t row_tile, std::int64_t step) const {
+    return weights_ + (row_tile * Rows::kSteps + step) * kTerms * kTileWords;
+  }
+
+  // The columns of a strip, for 16 rows: the weights are loaded once.
+  template <int Steps>
+  void sum_strip(std::int64_t row_tile, const Sums& strip, Last<Sums>& last, Ahead& ahead) {
+    each<Steps * kTerms>([&]<int I>() { tiles_.load<4 + I>(weights(row_tile, 0) + I * kTileWords, kTileRowBytes); });
+    for (std::int64_t column = 0; column < kStrip / W; ++column) {
+      for (int row = 0; row < kTileRows; ++row) __builtin_prefetch(strip.out + row * kStrip + column * W, 1, 3);
+      tiles_.zero<0>();
+      tiles_.zero<1>();
+      each<Steps>([&]<int I>() {
+        tiles_.load<2 + I>(values_ + I * Rows::kStepWords + column * kTileWords, kTileRowBytes);
+        tiles_.dot_unsigned<0, 4 + 2 * I, 2 + I>();
+        tiles_.dot_unsigned<1, 5 + 2 * I, 2 + I>();
+      });
+      if (last.is_full()) add_sums(last.oldest());
+      ahead.step();
+      std::uint32_t* sums = sums_ + last.place() * kSumWords;
+      last.add({strip.out + column * W, strip.units, sums});
+      store_sums(sums);
     }
+  }
+
+  [[gnu::always_inline]] void add_sums(const Sums& done) const {
+#pragma GCC unroll 16
+    for (int row = 0; row < kTileRows; ++row) {
+      float* to = done.out + row * kStrip;
+      const F sum = join_terms(done.sums + row * W, done.sums + kTileWords + row * W);
+      S::store(to, S::fma(sum, S::broadcast(done.units[row]), S::load(to)));
+    }
+  }
+
+  void store_sums(std::uint32_t* to) {
+    tiles_.store<0>(to, kTileRowBytes);
+    tiles_.store<1>(to + kTileWords, kTileRowBytes);
   }
 
   const RowCodes& codes_;
   const float scale_;
-  const std::int64_t rope_width_, row_bytes_;
-  const WordReader<W> reader_;
-  float *scores_, *shrink_;
+  float *scores_, *shrink_, *turned_;
   std::uint32_t *weights_, *values_, *sums_;
-  float *units_, *scales_;
-  char *staged_rope_, *staged_codes_;
-  Keys keys_[kTokenTiles];
+  float* units_;  // [group][kRows]
+  const std::int64_t rope_steps_;
+  TileByteRows rows_;
   Tiles tiles_;
 };
 

@@ -1,4 +1,5 @@
-// One chunk of context whose latents are codes that bf16 holds exactly, on matrix tiles of bf16: what TileChunk computes.
+// One chunk of context whose latents are codes that bf16 holds exactly, on matrix tiles of bf16: what TileChunk computes. For fp8, and
+// for int6 and int4 where nothing may be rounded.
 //
 //   scores: codes (16 tokens x 32 columns) x queries (32 columns x 16 rows), group by group, times the group's scales
 //   sums:   weights times scales (16 rows x 32 tokens) x codes (32 tokens x 16 columns, pairs of tokens side by side)
@@ -8,6 +9,7 @@
 #pragma once
 
 #include "kernels/attention_tile_numbers.h"
+#include "kernels/attention_tile_scales.h"
 #include "kernels/attention_tile_sums.h"
 
 namespace latentkv::LATENTKV_ISA {
@@ -22,7 +24,7 @@ class TileCodeChunk : private TileSums {
   }
 
   static std::int64_t floats(const AttentionParams& p) {
-    return kFixed + groups(p.codes) * kTokens + (groups(p.codes) + 1) * kSums + kTokens * p.key_width / 2;
+    return kFixed + Scales::floats(p.codes) + (groups_of(p.codes) + 1) * kSums + kTokens * p.key_width / 2;
   }
 
   TileCodeChunk(const AttentionParams& p, float* memory)
@@ -35,9 +37,9 @@ class TileCodeChunk : private TileSums {
         scores_(memory),
         shrink_(scores_ + kTokens * kRows),
         turned_(memory + kFixed - kRows * kTokens),
-        scales_(memory + kFixed),
-        sums_(scales_ + groups(p.codes) * kTokens),
-        staged_(reinterpret_cast<char*>(sums_ + (groups(p.codes) + 1) * kSums)) {}
+        sums_(memory + kFixed + Scales::floats(p.codes)),
+        staged_(reinterpret_cast<char*>(sums_ + (groups_of(p.codes) + 1) * kSums)),
+        scales_(p.codes, memory + kFixed) {}
 
   float* scores() const { return scores_; }
   float* shrink() const { return shrink_; }
@@ -46,7 +48,7 @@ class TileCodeChunk : private TileSums {
   void dot(const TileQuery& query, const char* const* rows, std::int64_t count, std::int64_t, std::int64_t width,
            Ahead& ahead) {
     reader_.with_format([&]<CodeFormat Format>() { stage<Format>(rows, count, width); });
-    find_scales(rows, count);
+    scales_.take(rows, count);
     ahead.spread(kAskedByDot, query.row_tiles() * (width / kTileDepth) * query.terms());
     std::int64_t tile = 0;
     for (; tile + 2 <= query.row_tiles(); tile += 2) dot_tiles<2>(query, tile, count, width, ahead);
@@ -75,7 +77,7 @@ class TileCodeChunk : private TileSums {
   static std::uint32_t* words(float* memory) {
     return reinterpret_cast<std::uint32_t*>(memory + kTokens * kRows + kRows);
   }
-  static std::int64_t groups(const RowCodes& codes) { return (codes.width + codes.group - 1) / codes.group; }
+  using Scales = TileScales<kTokens>;
 
   std::int64_t end_of(std::int64_t group) const {
     const std::int64_t end = (group + 1) * codes_.group;
@@ -94,24 +96,15 @@ class TileCodeChunk : private TileSums {
     }
   }
 
-  // [groups][kTokens], 0 beyond `count`.
-  void find_scales(const char* const* rows, std::int64_t count) const {
-    for (std::int64_t t = 0; t < kTokens; ++t) {
-      for (std::int64_t group = 0; group < groups(codes_); ++group) {
-        scales_[group * kTokens + t] = t < count ? reader_.stored_scale(rows[t], group) : 0.0f;
-      }
-    }
-  }
-
   // The scores of `Rows` row tiles, four tiles of sums at once.
   template <int Rows>
   void dot_tiles(const TileQuery& query, std::int64_t row_tile, std::int64_t count, std::int64_t width, Ahead& ahead) {
     constexpr std::int64_t tokens = kTokens / Rows;
     for (std::int64_t first = 0; first < count; first += tokens) {
-      for (std::int64_t group = 0; group < groups(codes_); ++group) {
+      for (std::int64_t group = 0; group < groups_of(codes_); ++group) {
         dot_columns<Rows>(query, row_tile, first, group * codes_.group, end_of(group), sums_ + group * kSums, ahead);
       }
-      dot_columns<Rows>(query, row_tile, first, codes_.width, width, sums_ + groups(codes_) * kSums, ahead);
+      dot_columns<Rows>(query, row_tile, first, codes_.width, width, sums_ + groups_of(codes_) * kSums, ahead);
       for (std::int64_t row = 0; row < Rows; ++row) {
         scale_sums(sums_ + row * tokens * W, row_tile + row, first, first + tokens < count ? first + tokens : count);
       }
@@ -145,9 +138,9 @@ class TileCodeChunk : private TileSums {
   void scale_sums(const float* sums, std::int64_t row_tile, std::int64_t first, std::int64_t end) const {
     const auto factor = S::broadcast(scale_);
     for (std::int64_t t = first; t < end; ++t, sums += W) {
-      auto score = S::load(sums + groups(codes_) * kSums);
-      for (std::int64_t group = 0; group < groups(codes_); ++group) {
-        score = S::fma(S::load(sums + group * kSums), S::broadcast(scales_[group * kTokens + t]), score);
+      auto score = S::load(sums + groups_of(codes_) * kSums);
+      for (std::int64_t group = 0; group < groups_of(codes_); ++group) {
+        score = S::fma(S::load(sums + group * kSums), S::broadcast(scales_.of(group)[t]), score);
       }
       S::store(scores_ + t * kRows + row_tile * kTileRows, score * factor);
     }
@@ -182,7 +175,7 @@ class TileCodeChunk : private TileSums {
   template <int Terms>
   void cut_weights(std::int64_t row_tile, std::int64_t group, std::int64_t steps) const {
     for (std::int64_t step = 0; step < steps; ++step) {
-      const float* scales = scales_ + group * kTokens + step * kTileDepth;
+      const float* scales = scales_.of(group) + step * kTileDepth;
       const auto low_scales = S::load(scales), high_scales = S::load(scales + W);
       for (std::int64_t i = 0; i < kTileRows; ++i) {
         const float* weight = turned_ + (row_tile * kTileRows + i) * kTokens + step * kTileDepth;
@@ -220,8 +213,9 @@ class TileCodeChunk : private TileSums {
   const bool rounds_;
   const std::int64_t row_bytes_;  // of staged rows
   const WordReader<W> reader_;
-  float *scores_, *shrink_, *turned_, *scales_, *sums_;
+  float *scores_, *shrink_, *turned_, *sums_;
   char* staged_;
+  const Scales scales_;
 };
 
 }  // namespace latentkv::LATENTKV_ISA

@@ -50,15 +50,6 @@ class TileSums {
     if (column < column_tiles) sum_block<Terms, 1, 2>(out, row, column, steps, ahead);
   }
 
-  // f<0>(), f<1>(), ... f<Count - 1>().
-  template <int Count, int I = 0, typename F>
-  [[gnu::always_inline]] static void each(F&& f) {
-    if constexpr (I < Count) {
-      f.template operator()<I>();
-      each<Count, I + 1>(f);
-    }
-  }
-
   Tiles tiles_;
 
  private:

@@ -12,7 +12,8 @@ namespace latentkv::LATENTKV_ISA {
 constexpr std::int64_t kStrip = 64;  // columns
 constexpr std::int64_t kChunk = 48;  // context tokens: a multiple of every tile's
 constexpr std::int64_t kRows = 64;   // pairs of a new token and a head
-constexpr std::int64_t kMostTokens = 64;  // of any chunk
+constexpr std::int64_t kMostTokens = 64;  // of a chunk of numbers on matrix tiles
+constexpr std::int64_t kLongestChunk = 128;  // of any: of whole numbers there
 
 // Columns [from, to).
 struct Range {
@@ -22,7 +23,7 @@ struct Range {
 // Asks for the cache lines of the next chunk's rows, a few at a time, while this chunk is computed. Many at once would
 // wait for each other, and the arithmetic with them.
 struct Ahead {
-  const char* rows[kMostTokens] = {};
+  const char* rows[kLongestChunk] = {};
   std::int64_t row_count = 0, first_byte = 0, end_byte = 0, row = 0;
   const char *line = nullptr, *end = nullptr;  // of rows that follow each other; after the last row, none
   int lines = 0;                               // to ask for at each step

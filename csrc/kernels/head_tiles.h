@@ -271,15 +271,6 @@ class HeadTiles {
     }
   }
 
-  // f<0>(), f<1>(), ... f<Count - 1>().
-  template <int Count, int I = 0, typename Each>
-  [[gnu::always_inline]] static void each(Each&& f) {
-    if constexpr (I < Count) {
-      f.template operator()<I>();
-      each<Count, I + 1>(f);
-    }
-  }
-
   const HeadFormParams& p_;
   const std::int64_t terms_;
   HeadExpansion expansion_;

@@ -4,7 +4,8 @@ Every kind of attention is run in turn on the same requests. "tight" gives all o
 gives each more than it can use, and "alone" is one request at a time: where a smaller cache wins nothing. Results of
 single cases are merged into the file of --out, so that they can be measured one by one; the last line is JSON.
 
-    python benchmarks/bench_mechanism.py [--only long] [--kinds GQA-8,MLA] [--threads 2] [--out FILE] [--plot FILE]
+    python benchmarks/bench_mechanism.py [--only long] [--kinds GQA-8,MLA] [--repeats 3] [--threads 2]
+        [--out FILE] [--plot FILE]
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import torch
 
 from latentkv.backends.isa import active_isa
 from latentkv.bench.kinds import KINDS, random_twin
-from latentkv.bench.offline import Traffic, cache_tokens_for, run_pile
+from latentkv.bench.offline import Outcome, Traffic, cache_tokens_for, run_pile
+from latentkv.models.model import Model
 
 MIB = 2**20
 AMPLE_BYTES = 512 * MIB
@@ -35,21 +37,35 @@ CASES = {
 }
 
 
-def measure(case: str, kinds: list[str]) -> dict[str, dict[str, Any]]:
-    """Outcomes by kind."""
+def measure(case: str, kinds: list[str], repeats: int) -> dict[str, dict[str, Any]]:
+    """Outcomes by kind, of each the run whose decoding was the median of `repeats`; kinds take turns."""
+    models = {kind: random_twin(kind) for kind in kinds}
+    runs: dict[str, list[Outcome]] = {kind: [] for kind in kinds}
+    for _ in range(repeats):
+        for kind, model in models.items():
+            runs[kind].append(run_once(case, kind, model))
+    return {
+        kind: {"parameters": models[kind].num_parameters, **asdict(sorted(of_kind, key=decoding)[repeats // 2])}
+        for kind, of_kind in runs.items()
+    }
+
+
+def run_once(case: str, kind: str, model: Model) -> Outcome:
+    """One pile of requests, told as it ends."""
     traffic, budget = CASES[case]
-    found = {}
-    for kind in kinds:
-        model = random_twin(kind)
-        outcome = run_pile(model, traffic, cache_tokens=cache_tokens_for(model, budget))
-        found[kind] = {"parameters": model.num_parameters, **asdict(outcome)}
-        print(
-            f"{case:12} {kind:6} {outcome.bytes_per_token:6} B/token, room for {outcome.capacity_tokens:6} tokens: "
-            f"{outcome.mean_running:5.1f} running, {outcome.preemptions:3} preempted, "
-            f"{outcome.output_tok_s:6.1f} tok/s in all, {outcome.decode_tok_s:6.1f} while decoding",
-            flush=True,
-        )
-    return found
+    outcome = run_pile(model, traffic, cache_tokens=cache_tokens_for(model, budget))
+    print(
+        f"{case:12} {kind:6} {outcome.bytes_per_token:6} B/token, room for {outcome.capacity_tokens:6} tokens: "
+        f"{outcome.mean_running:5.1f} running, {outcome.preemptions:3} preempted, "
+        f"{outcome.output_tok_s:6.1f} tok/s in all, {outcome.decode_tok_s:6.1f} while decoding",
+        flush=True,
+    )
+    return outcome
+
+
+def decoding(outcome: Outcome) -> float:
+    """Tokens per second of decoding alone."""
+    return outcome.decode_tok_s
 
 
 def draw(cases: dict[str, Any], path: Path) -> None:
@@ -86,6 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="cases whose name holds this")
     parser.add_argument("--kinds", default=",".join(KINDS), help="separated by commas")
+    parser.add_argument("--repeats", type=int, default=3, help="the median counts")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, help="a JSON file; what it has of other cases and kinds stays")
     parser.add_argument("--plot", type=Path, help="draw what --out has")
@@ -96,8 +113,15 @@ def main() -> None:
         record = json.loads(options.out.read_text("utf-8"))
     for case in (name for name in CASES if options.only in name):
         traffic, budget = CASES[case]
-        asked = {**asdict(traffic), "budget_bytes": budget, "isa": active_isa(), "threads": options.threads}
-        kinds = record["cases"].get(case, {}).get("kinds", {}) | measure(case, options.kinds.split(","))
+        asked = {
+            **asdict(traffic),
+            "budget_bytes": budget,
+            "isa": active_isa(),
+            "threads": options.threads,
+            "repeats": options.repeats,
+        }
+        measured = measure(case, options.kinds.split(","), options.repeats)
+        kinds = record["cases"].get(case, {}).get("kinds", {}) | measured
         record["cases"][case] = {**asked, "kinds": {kind: kinds[kind] for kind in KINDS if kind in kinds}}
         if options.out:
             options.out.write_text(json.dumps(record, indent=1) + "\n", "utf-8")

@@ -26,7 +26,9 @@ class AttentionWorker {
       : p_(p),
         query_(p, memory),
         chunk_(p, memory + Query::floats(p)),
-        own_(memory + Query::floats(p) + Chunk::floats(p), value_strips(p)) {}
+        own_(memory + Query::floats(p) + Chunk::floats(p), value_strips(p)) {
+    if constexpr (requires { chunk_.go_by_lines(); }) chunk_.go_by_lines();
+  }
 
   static std::int64_t floats(const AttentionParams& p) {
     return round_up(Query::floats(p) + Chunk::floats(p) + Partial::floats(value_strips(p)), 16);

@@ -20,14 +20,16 @@ class Chunk {
   // [kChunk][kRows]: of a token and a row.
   float* scores() const { return scores_; }
 
-  // Of one or two rows read in place, scores stand in lines, [row][kChunk]; of others, there are none.
+  // From now on scores of one or two rows read in place stand in lines, [row][kChunk]. Only who asks for that looks there.
+  void go_by_lines() { goes_by_lines_ = true; }
+
+  // The last scores, if they do.
   float* lines() const { return is_few_ ? scores_ : nullptr; }
 
-  // The same chunk, whose scores go elsewhere, never in lines.
+  // The same chunk, whose scores go elsewhere.
   Chunk with_scores(float* scores) const {
     Chunk other = *this;
     other.scores_ = scores;
-    other.goes_by_lines_ = false;
     return other;
   }
 
@@ -277,7 +279,7 @@ class Chunk {
   float *strip_, *scores_, *shrink_;
   const std::int64_t* seen_ = nullptr;
   std::int64_t begin_ = 0;
-  bool goes_by_lines_ = true, is_few_ = false;
+  bool goes_by_lines_ = false, is_few_ = false;
 };
 
 }  // namespace latentkv::LATENTKV_ISA

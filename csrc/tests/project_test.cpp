@@ -55,7 +55,8 @@ void check_product(const Isa& isa, const Product& c, Checks& checks) {
 void test_project(const Isa& isa, Checks& checks) {
   constexpr std::int64_t widths[][2] = {{128, 512}, {37, 50}, {5, 3}, {64, 17}, {9, 700}};
   for (const auto& [in, out] : widths) {
-    for (const std::int64_t tokens : {1, 3, 5, 16, 97}) {
+    // 65, 66 and 97: one, two and many after a full tile of 64.
+    for (const std::int64_t tokens : {1, 3, 5, 16, 65, 66, 97}) {
       for (const DType x : kFloats) {
         for (const DType w : kFloats) {
           for (const bool columns : {false, true}) check_product(isa, {tokens, 3, in, out, x, w, columns}, checks);

@@ -12,8 +12,9 @@ from torch import Tensor
 from latentkv.attend import attend, request_for
 from latentkv.backends import native_head
 from latentkv.backends.base import Attended, Form
-from latentkv.backends.isa import available_isas
+from latentkv.backends.isa import available_isas, find_isa
 from latentkv.backends.native import NativeBackend
+from latentkv.backends.native_project import project_columns, project_rows
 from latentkv.backends.portable import PortableBackend
 from latentkv.cache.batch import Batch
 from latentkv.cache.latent import LatentCache
@@ -425,3 +426,18 @@ def test_nothing_is_written_to_the_cache_or_the_query() -> None:
     run(query, case)
     assert_close(case.cache.storage, storage, tolerance="exact")
     assert_close(query, copied, tolerance="exact")
+
+
+@every_isa
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [1, 2, 64, 65, 66, 67, 130])
+def test_few_tokens_after_full_tiles_are_projected(tokens: int, dtype: torch.dtype, isa: str) -> None:
+    """A tile has 64 tokens; one and two go another way through attention than many do."""
+    kernels = find_isa(isa)
+    weight = (torch.randn(3, 40, 96) / 10).to(dtype)
+    latents, queries = torch.randn(tokens, 3, 96), torch.randn(tokens, 3, 40)
+    out = torch.empty(tokens, 3, 40)
+    project_rows(kernels, latents, weight, into=out)
+    assert_close(out, torch.einsum("thl,hvl->thv", latents.double(), weight.double()), tolerance="float32")
+    absorbed = project_columns(kernels, queries, weight)
+    assert_close(absorbed, torch.einsum("thv,hvl->thl", queries.double(), weight.double()), tolerance="float32")

@@ -334,7 +334,8 @@ class FewRows {
     for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 8
       for (int v = 0; v < Columns / W; v += 2) {
-        sum[r][v] -= (typename D::I)((typename D::U)sum[r][v + 1] << 8) + 128 * totals_[r];
+        const auto odd = (typename D::U)sum[r][v + 1] << 8;
+        sum[r][v] = (typename D::I)((typename D::U)sum[r][v] - odd - 128 * static_cast<std::uint32_t>(totals_[r]));
       }
 #pragma GCC unroll 8
       for (int v = 0; v < Columns / W; v += kJoined<CodeForm::byte, W>) {

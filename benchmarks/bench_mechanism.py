@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,11 @@ def measure(case: str, kinds: list[str], repeats: int) -> dict[str, dict[str, An
     for _ in range(repeats):
         for kind, model in models.items():
             runs[kind].append(run_once(case, kind, model))
-    return {
-        kind: {"parameters": models[kind].num_parameters, **asdict(sorted(of_kind, key=decoding)[repeats // 2])}
-        for kind, of_kind in runs.items()
-    }
+    found = {}
+    for kind, of_kind in runs.items():
+        median = sorted(of_kind, key=attrgetter("decode_tok_s"))[repeats // 2]
+        found[kind] = {"parameters": models[kind].num_parameters, **asdict(median)}
+    return found
 
 
 def run_once(case: str, kind: str, model: Model) -> Outcome:
@@ -61,11 +63,6 @@ def run_once(case: str, kind: str, model: Model) -> Outcome:
         flush=True,
     )
     return outcome
-
-
-def decoding(outcome: Outcome) -> float:
-    """Tokens per second of decoding alone."""
-    return outcome.decode_tok_s
 
 
 def draw(cases: dict[str, Any], path: Path) -> None:

@@ -174,7 +174,7 @@ class Chunk {
     if (panel.rows == 1) dot_narrow_rows<1>(panel, query.stride(), keys, count, ahead, put);
   }
 
-  // Up to a whole chunk of them: tokens are taken several at once.
+  // Beyond `count` the last row again: tokens are taken several at once.
   template <typename T>
   static void find_keys(const char* const* rows, std::int64_t count, std::int64_t first, const T** keys) {
     for (std::int64_t t = 0; t < kChunk; ++t) {

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "kernels/attention_code_words.h"
-#include "kernels/transpose.h"
 
 namespace latentkv::LATENTKV_ISA {
 
@@ -24,7 +23,6 @@ class CodeRows {
         padded_(round_up(codes.width, kCodeUnit)),
         unit_bytes_(unit_bytes(codes)),
         span_(span_of(codes)),
-        groups_(groups(codes)),
         spans_of_group_(codes.group / span_),
         reads_in_place_(codes.format == CodeFormat::int8 && padded_ == codes.width),
         scales_(memory),
@@ -39,7 +37,14 @@ class CodeRows {
   // The scales of rows 0 ... count - 1 for codes of that form. take_codes() of each row and end() have to follow.
   void take_scales(const char* const* rows, std::int64_t count, CodeForm form) {
     const float unit = form == CodeForm::byte ? 1.0f : form == CodeForm::word ? Reader::kWordUnit : Reader::kHalfUnit;
-    codes_.short_scales ? take_scales_of<bf16>(rows, count, unit) : take_scales_of<float>(rows, count, unit);
+    using S = Simd<W>;
+    each_scales<W>(codes_, rows, count, kCodeChunk, [&](std::int64_t first, std::int64_t groups, std::int64_t t, auto& square) {
+      float* to = scales_ + first * spans_of_group_ * kCodeChunk + t;
+      for (int i = 0; i < groups; ++i) {
+        const auto scales = square[i] * S::broadcast(unit);
+        for (std::int64_t span = 0; span < spans_of_group_; ++span, to += kCodeChunk) S::store(to, scales);
+      }
+    });
   }
 
   // fp8 has codes that are no number: when all of a chunk are taken, mark_nan() has to follow if `watch` found one.
@@ -110,45 +115,11 @@ class CodeRows {
   }
 
  private:
-  static std::int64_t groups(const RowCodes& codes) { return (codes.width + codes.group - 1) / codes.group; }
-  static std::int64_t spans(const RowCodes& codes) { return groups(codes) * (codes.group / span_of(codes)); }
+  static std::int64_t spans(const RowCodes& codes) { return groups_of(codes) * (codes.group / span_of(codes)); }
 
   // 64 columns of all tokens. A line more for words: in steps of a power of two they would all be in the same sets of a cache.
   static std::int64_t unit_bytes(const RowCodes& codes) {
     return codes.format == CodeFormat::fp8 ? kCodeChunk * kCodeUnit * 2 + Ahead::kLine : kCodeChunk * kCodeUnit;
-  }
-
-  // W tokens and W groups at a time.
-  template <typename Scale>
-  void take_scales_of(const char* const* rows, std::int64_t count, float unit) {
-    using S = Simd<W>;
-    for (std::int64_t first = 0; first < groups_; first += W) {
-      const std::int64_t offset = codes_.scale_offset + first * sizeof(Scale), left = groups_ - first < W ? groups_ - first : W;
-      const bool has_room = offset + W * static_cast<std::int64_t>(sizeof(Scale)) <= codes_.row_bytes;
-      for (std::int64_t t = 0; t < kCodeChunk; t += W) {
-        typename S::F square[W];
-        const auto at = [&](int i) { return reinterpret_cast<const Scale*>(rows[t + i] + offset); };
-        if (has_room && t + W <= count) {
-#pragma GCC unroll 16
-          for (int i = 0; i < W; ++i) square[i] = S::load(at(i));
-        } else {
-          for (int i = 0; i < W; ++i) square[i] = t + i < count ? S::load_part(at(i), left) : S::zero();
-        }
-        put_scales(first, left, t, square, unit);
-      }
-    }
-  }
-
-  // Of W tokens from t on, [token][group].
-  [[gnu::always_inline]] void put_scales(std::int64_t first, std::int64_t count, std::int64_t t,
-                                         typename Simd<W>::F (&square)[W], float unit) {
-    using S = Simd<W>;
-    transpose<W>(square);
-    float* to = scales_ + first * spans_of_group_ * kCodeChunk + t;
-    for (int i = 0; i < count; ++i) {
-      const auto scales = square[i] * S::broadcast(unit);
-      for (std::int64_t span = 0; span < spans_of_group_; ++span, to += kCodeChunk) S::store(to, scales);
-    }
   }
 
   // 64 codes.
@@ -167,7 +138,7 @@ class CodeRows {
 
   const RowCodes& codes_;
   const Reader reader_;
-  const std::int64_t padded_, unit_bytes_, span_, groups_, spans_of_group_;
+  const std::int64_t padded_, unit_bytes_, span_, spans_of_group_;
   const bool reads_in_place_;
   float* scales_;  // [spans][kCodeChunk]
   char* staged_;   // bytes [kCodeChunk][padded], or words or float16 [padded / 64][kCodeChunk][64]

@@ -10,6 +10,7 @@
 #include "dot.h"
 #include "kernels/attention_codes.h"
 #include "kernels/attention_rows.h"
+#include "kernels/transpose.h"
 
 namespace latentkv::LATENTKV_ISA {
 
@@ -22,6 +23,39 @@ enum class CodeForm { byte, word, half };
 template <CodeFormat Format>
 constexpr bool kPacked = Format == CodeFormat::int6 || Format == CodeFormat::int4;
 
+inline std::int64_t groups_of(const RowCodes& codes) { return (codes.width + codes.group - 1) / codes.group; }
+
+// The scales of rows 0 ... count - 1, W tokens and W groups at a time: use(first group, groups, first token, square) up to
+// `tokens` tokens; the square is [group][token], 0 beyond the rows.
+template <int W, typename Scale, typename Use>
+[[gnu::always_inline]] inline void each_scales(const RowCodes& codes, const char* const* rows, std::int64_t count,
+                                               std::int64_t tokens, Use use) {
+  using S = Simd<W>;
+  for (std::int64_t first = 0; first < groups_of(codes); first += W) {
+    const std::int64_t offset = codes.scale_offset + first * sizeof(Scale), groups = groups_of(codes) - first;
+    const std::int64_t left = groups < W ? groups : W;
+    const bool has_room = offset + W * static_cast<std::int64_t>(sizeof(Scale)) <= codes.row_bytes;
+    for (std::int64_t t = 0; t < tokens; t += W) {
+      typename S::F square[W];
+      const auto at = [&](int i) { return reinterpret_cast<const Scale*>(rows[t + i] + offset); };
+      if (has_room && t + W <= count) {
+#pragma GCC unroll 16
+        for (int i = 0; i < W; ++i) square[i] = S::load(at(i));
+      } else {
+        for (int i = 0; i < W; ++i) square[i] = t + i < count ? S::load_part(at(i), left) : S::zero();
+      }
+      transpose<W>(square);
+      use(first, left, t, square);
+    }
+  }
+}
+
+template <int W, typename Use>
+void each_scales(const RowCodes& codes, const char* const* rows, std::int64_t count, std::int64_t tokens, Use use) {
+  codes.short_scales ? each_scales<W, bf16>(codes, rows, count, tokens, use)
+                     : each_scales<W, float>(codes, rows, count, tokens, use);
+}
+
 template <int W>
 class WordReader {
   using B = typename Lanes<std::uint8_t, 2 * W>::type;
@@ -33,8 +67,7 @@ class WordReader {
   explicit WordReader(const RowCodes& codes)
       : codes_(codes),
         is_whole_(codes.width % kCodeUnit == 0),
-        high_(round_up(codes.width, kCodeUnit) / 2),
-        scales_(codes) {}
+        high_(round_up(codes.width, kCodeUnit) / 2) {}
 
   // `use` with the format as its template argument.
   template <typename Use>
@@ -71,9 +104,6 @@ class WordReader {
     char copied[kCodeUnit];
     use(find<Format>(row, whole, copied));
   }
-
-  // As it stands in the row.
-  float stored_scale(const char* row, std::int64_t group) const { return scales_.scale_of(row, group); }
 
   // Words and float16 of fp8 times these are the elements in units of their scale.
   static constexpr float kWordUnit = 1.0f / 8.0f, kHalfUnit = 256.0f;
@@ -204,7 +234,6 @@ class WordReader {
   const RowCodes& codes_;
   const bool is_whole_;
   const std::int64_t high_;
-  const CodeReader<W> scales_;
 };
 
 // Largest word of the numbers that are multiplied with codes.

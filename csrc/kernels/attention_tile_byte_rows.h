@@ -123,18 +123,18 @@ class TileByteRows {
     const std::int64_t width = codes_.width;
     char* to = staged_codes_ + tile * kTileRows * width;
     reader_.with_format([&]<CodeFormat Format>() {
-      char unused[kCodeUnit];
       for (std::int64_t i = 0; i < kTileRows; ++i) {
-        for (std::int64_t d = 0; d < width; d += kCodeUnit) {
-          const CodeUnit unit = reader_.template find<Format>(tokens[i], d, unused);
+        char* line = to + i * kTileRowBytes;
+        reader_.template each_unit<Format>(tokens[i], [&](CodeUnit unit) [[gnu::always_inline]] {
           Bytes64 codes;
-          if constexpr (Format == CodeFormat::int6 || Format == CodeFormat::int4) {
+          if constexpr (kPacked<Format>) {
             codes = unpack_unit<Format>(unit);
           } else {
             codes = load_bytes(unit.codes);
           }
-          __builtin_memcpy(to + d * kTileRows + i * kTileRowBytes, &codes, sizeof codes);
-        }
+          __builtin_memcpy(line, &codes, sizeof codes);
+          line += kTileBytes;
+        });
       }
     });
     return {to, kTileRowBytes, kTileBytes};

@@ -2,6 +2,8 @@
 
 At each load every server gets the same requests, one server after the other, and that `--rounds` times, so that a
 machine whose speed changes changes for all. Ratios are of the first server to each of the others, round by round.
+On a virtual machine each turn is told with the share of the processors' time that its host gave to others meanwhile: a
+turn that lost much of it, beside one that did not, says nothing about the servers.
 
     python benchmarks/bench_servers.py --server ours=http://127.0.0.1:8102 --server vllm=http://127.0.0.1:8103 \
         --concurrency 1,4,16,32 --rounds 3 --lengths 256/48 --out servers.json
@@ -27,7 +29,29 @@ from latentkv.bench.load.traffic import Traffic, parse_lengths
 VOCABULARY = 32000
 # Threads of the server that was measured before may wait for more work without sleeping for a while.
 SETTLE_S = 1.5
+SHOWN = ("output_tokens_per_s", "ttft_ms", "tpot_ms", "stolen_percent")
 EXTRA = {"temperature": 0, "ignore_eos": True}
+
+
+class ProcessorTime:
+    """What this machine's processors could have worked, and what the host of a virtual machine took of it (Linux)."""
+
+    def __init__(self) -> None:
+        self.start = self._ticks()
+
+    @staticmethod
+    def _ticks() -> tuple[int, int]:
+        """Ticks wanted since the start, and of these the stolen ones: proc(5), the first line of /proc/stat."""
+        try:
+            user, nice, system, _idle, _iowait, irq, softirq, steal = Path("/proc/stat").read_text().split()[1:9]
+        except (OSError, ValueError):
+            return 0, 0
+        return sum(map(int, (user, nice, system, irq, softirq, steal))), int(steal)
+
+    def stolen_percent(self) -> float | None:
+        """Of the time wanted since this was made; None where the system does not tell."""
+        wanted, stolen = (now - then for now, then in zip(self._ticks(), self.start, strict=True))
+        return round(100 * stolen / wanted, 1) if wanted > 0 else None
 
 
 async def measure(url: str, concurrency: int, options: argparse.Namespace, seed: int) -> dict[str, Any]:
@@ -41,6 +65,7 @@ async def measure(url: str, concurrency: int, options: argparse.Namespace, seed:
         return Traffic(input=input, output=output, vocabulary=VOCABULARY, seed=own).requests()
 
     load = Load(concurrency=concurrency, requests=max(concurrency, options.requests))
+    processors = ProcessorTime()
     [measured] = await measure_loads(
         target,
         [load],
@@ -50,7 +75,7 @@ async def measure(url: str, concurrency: int, options: argparse.Namespace, seed:
         objective=None,
         report=lambda *_: None,
     )
-    return as_record(measured, requests=False)
+    return as_record(measured, requests=False) | {"stolen_percent": processors.stolen_percent()}
 
 
 def turns(servers: dict[str, str], concurrency: int, options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
@@ -66,10 +91,12 @@ def turns(servers: dict[str, str], concurrency: int, options: argparse.Namespace
 
 def figures(records: list[dict[str, Any]]) -> dict[str, float]:
     """Medians over rounds."""
+    stolen = [one["stolen_percent"] for one in records if one.get("stolen_percent") is not None]
     return {
         "output_tokens_per_s": round(statistics.median(one["output_tokens_per_s"] for one in records), 1),
         "ttft_ms": round(statistics.median(one["ttft_ms"]["p50"] for one in records), 1),
         "tpot_ms": round(statistics.median(one["tpot_ms"]["p50"] for one in records), 2),
+        "stolen_percent": statistics.median(stolen) if stolen else 0.0,
         "errors": sum(sum(one["errors"].values()) for one in records),
     }
 
@@ -77,8 +104,8 @@ def figures(records: list[dict[str, Any]]) -> dict[str, float]:
 def table(found: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
     """Rows of loads: medians of every server, and how many times its tokens the first one makes."""
     lines = [
-        "| at once | server | output tokens/s | TTFT, ms | TPOT, ms | times its output |",
-        "|---|---|---|---|---|---|",
+        "| at once | server | output tokens/s | TTFT, ms | TPOT, ms | taken by others, % | times its output |",
+        "|---|---|---|---|---|---|---|",
     ]
     for load, servers in sorted(found.items(), key=lambda item: int(item[0])):
         first = next(iter(servers.values()))
@@ -86,7 +113,7 @@ def table(found: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
             told = figures(records)
             pairs = zip(first, records, strict=True)
             ratio = statistics.median(ours["output_tokens_per_s"] / one["output_tokens_per_s"] for ours, one in pairs)
-            shown = (told["output_tokens_per_s"], told["ttft_ms"], told["tpot_ms"], f"{ratio:.2f}")
+            shown = (*(told[figure] for figure in SHOWN), f"{ratio:.2f}")
             lines.append(f"| {load} | {name} | " + " | ".join(map(str, shown)) + " |")
     return "\n".join(lines)
 

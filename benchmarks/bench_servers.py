@@ -96,7 +96,7 @@ def figures(records: list[dict[str, Any]]) -> dict[str, float]:
         "output_tokens_per_s": round(statistics.median(one["output_tokens_per_s"] for one in records), 1),
         "ttft_ms": round(statistics.median(one["ttft_ms"]["p50"] for one in records), 1),
         "tpot_ms": round(statistics.median(one["tpot_ms"]["p50"] for one in records), 2),
-        "stolen_percent": statistics.median(stolen) if stolen else 0.0,
+        "stolen_percent": round(statistics.median(stolen), 1) if stolen else 0.0,
         "errors": sum(sum(one["errors"].values()) for one in records),
     }
 

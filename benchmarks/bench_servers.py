@@ -34,14 +34,14 @@ EXTRA = {"temperature": 0, "ignore_eos": True}
 
 
 class ProcessorTime:
-    """What this machine's processors could have worked, and what the host of a virtual machine took of it (Linux)."""
+    """How much processors were wanted, and what the host of a virtual machine took of that (Linux)."""
 
     def __init__(self) -> None:
         self.start = self._ticks()
 
     @staticmethod
     def _ticks() -> tuple[int, int]:
-        """Ticks wanted since the start, and of these the stolen ones: proc(5), the first line of /proc/stat."""
+        """Ticks wanted since the system started, and the stolen ones of these: proc(5), first line of /proc/stat."""
         try:
             user, nice, system, _idle, _iowait, irq, softirq, steal = Path("/proc/stat").read_text().split()[1:9]
         except (OSError, ValueError):
@@ -89,14 +89,14 @@ def turns(servers: dict[str, str], concurrency: int, options: argparse.Namespace
     return found
 
 
-def figures(records: list[dict[str, Any]]) -> dict[str, float]:
-    """Medians over rounds."""
+def figures(records: list[dict[str, Any]]) -> dict[str, float | None]:
+    """Medians over rounds; None for what no round tells."""
     stolen = [one["stolen_percent"] for one in records if one.get("stolen_percent") is not None]
     return {
         "output_tokens_per_s": round(statistics.median(one["output_tokens_per_s"] for one in records), 1),
         "ttft_ms": round(statistics.median(one["ttft_ms"]["p50"] for one in records), 1),
         "tpot_ms": round(statistics.median(one["tpot_ms"]["p50"] for one in records), 2),
-        "stolen_percent": round(statistics.median(stolen), 1) if stolen else 0.0,
+        "stolen_percent": round(statistics.median(stolen), 1) if stolen else None,
         "errors": sum(sum(one["errors"].values()) for one in records),
     }
 
@@ -114,7 +114,7 @@ def table(found: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
             pairs = zip(first, records, strict=True)
             ratio = statistics.median(ours["output_tokens_per_s"] / one["output_tokens_per_s"] for ours, one in pairs)
             shown = (*(told[figure] for figure in SHOWN), f"{ratio:.2f}")
-            lines.append(f"| {load} | {name} | " + " | ".join(map(str, shown)) + " |")
+            lines.append(f"| {load} | {name} | " + " | ".join("" if one is None else str(one) for one in shown) + " |")
     return "\n".join(lines)
 
 
